@@ -125,7 +125,10 @@ def _open_pictures(path: Path, picture: PictureFormat | None, split: str) -> Lab
         raise DataError(
             f"Pictures in {path} need the model's input format. Give picture=PictureFormat((3, 224, 224), mean, std)."
         )
-    return read(path, picture, split)
+    try:
+        return read(path, picture, split)
+    except OSError as error:
+        raise DataError(f"Data {str(path)!r} cannot be read: {error}. Check its permissions.") from error
 
 
 def _needed_text_format(text: TextFormat | None, path: Path) -> TextFormat:

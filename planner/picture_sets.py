@@ -122,9 +122,10 @@ def read_archive(path: Path, picture: PictureFormat, split: str) -> LabelledData
     """
     require_pillow()
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is a single array, not an .npz. Save pictures and labels with np.savez.")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array, not an .npz. Save pictures and labels with np.savez.")
+        with archive:
             return _read_arrays(path, archive, picture, split)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
