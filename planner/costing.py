@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Final
 
-from trady.planner.capture import Capture, Operation
 from trady.planner.cost_rules import attention_macs, conv_macs, matmul_macs
 from trady.planner.layers import CONVOLUTIONS, MATRIX_PRODUCTS, Layer, factors_of
 from trady.planner.ledger import (
@@ -17,6 +16,7 @@ from trady.planner.ledger import (
     Upstream,
 )
 from trady.planner.options import DType, OptimizerKind
+from trady.planner.records import Capture, Operation
 from trady.planner.tracing import Trace
 
 #: Optimizer state per trained element, in elements, and per trained tensor, in bytes (Adam's float32 step count).

@@ -5,8 +5,8 @@ Element counts are affine in the batch size (from batch 2 on: at batch 1 some co
 
 from dataclasses import replace
 
-from trady.planner.capture import Capture, Operation, StorageRecord, TensorRecord
 from trady.planner.errors import TracingError
+from trady.planner.records import Capture, Operation, StorageRecord, TensorRecord
 
 
 def interpolate(low: Capture, high: Capture, batch_size: int) -> Capture:
@@ -26,7 +26,7 @@ def interpolate(low: Capture, high: Capture, batch_size: int) -> Capture:
     if not _alike(low, high):
         raise TracingError(
             f"The model runs other operations at batch size {low.batch_size} than at {high.batch_size}, so its bytes "
-            f"at {batch_size} cannot be read off a line. Trace it at that batch size: give inputs of {batch_size} samples."
+            f"at {batch_size} cannot be read off a line. Trace it with inputs of {batch_size} samples."
         )
     operations = tuple(
         line.operation(first, second) for first, second in zip(low.operations, high.operations, strict=True)

@@ -11,7 +11,6 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
-from trady.planner.capture import Capture, Operand, Operation, TensorRecord
 from trady.planner.cost_rules import (
     ChannelCost,
     conv_channel_cost,
@@ -20,6 +19,7 @@ from trady.planner.cost_rules import (
     matmul_macs,
     transposed_conv_channel_cost,
 )
+from trady.planner.records import Capture, Operand, Operation, TensorRecord
 
 CONVOLUTIONS: Final = frozenset({"aten::convolution"})
 #: Matrix products by the schema names of their two factors; the second holds a layer's weight.

@@ -235,12 +235,17 @@ class CostTable(Record):
     dense_gradient_bytes: Count
     dense_optimizer_bytes: Count
 
-    def ledger(self, counts: Sequence[int]) -> Ledger:
-        """The ledger when ``counts[i]`` channels of layer ``i`` are drawn."""
+    def ledger(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> Ledger:
+        """The ledger when ``counts[i]`` channels of layer ``i`` are drawn.
+
+        Args:
+            counts: Channels per layer.
+            stored: Channels stored per input group; by default the draws are nested, so the most any member draws.
+        """
         active = self.active_bits(counts)
         trained = [(layer, count) for layer, count in zip(self.layers, counts, strict=True) if count]
         kept = self.kept_bytes(active)
-        drawn = self.group_counts(counts)
+        drawn = self.group_counts(counts) if stored is None else stored
         lines = Lines(
             gradients=sum(count * layer.gradient_bytes for layer, count in trained),
             saved_activations=sum(count * self.channel_bytes(group, active) for group, count in drawn.items()),

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trady.planner.capture import Capture, Operation
 from trady.planner.layers import Weights, factors_of
+from trady.planner.records import Capture, Operation
 from trady.planner.residual_rules import LeanForm, bit_mask_bytes, lean_form, window_position_bytes
 
 
@@ -77,13 +77,19 @@ def _asked(
     elif form is LeanForm.FACTORS:
         yield from _factors_asked(capture, operation, weights, drawn_bits)
     elif form is None:
-        for storage in operation.saved:
-            wanted = 0
-            for operand in operation.operands:
-                if operand.name in operation.triggers[storage]:
-                    wanted |= operand.upstream
-            if storage not in weights.parameter_of:
-                yield storage, capture.storages[storage].num_bytes, wanted, False
+        yield from _saved_by_autograd(capture, operation, weights)
+
+
+def _saved_by_autograd(
+    capture: Capture, operation: Operation, weights: Weights
+) -> Iterator[tuple[int | None, int, int, bool]]:
+    for storage in operation.saved:
+        wanted = 0
+        for operand in operation.operands:
+            if operand.name in operation.triggers[storage]:
+                wanted |= operand.upstream
+        if storage not in weights.parameter_of:
+            yield storage, capture.storages[storage].num_bytes, wanted, False
 
 
 def _factors_asked(

@@ -6,6 +6,7 @@ The only room that imports ortools.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final
 
 from ortools.sat.python import cp_model
@@ -100,7 +101,7 @@ def value_segments(channels: int, total_units: float, horizon: float) -> list[Se
         return [Segment(channels, int(total_units / channels))]
     edges = sorted({round(channels * step / _SEGMENTS) for step in range(_SEGMENTS + 1)})
     segments = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         gained = coverage_value(end / channels, horizon) - coverage_value(start / channels, horizon)
         segments.append(Segment(end - start, int(gained * total_units / (end - start))))
     return segments
@@ -213,7 +214,11 @@ class _Model:
 
     def _stored_bytes(self, group: int) -> cp_model.LinearExpr | int:
         """Stored inputs and indices of an input group: its members' draws are nested."""
-        members = [count for layer, count in zip(self._table.layers, self._variables.counts, strict=True) if layer.group == group]
+        members = [
+            count
+            for layer, count in zip(self._table.layers, self._variables.counts, strict=True)
+            if layer.group == group
+        ]
         most = max(layer.in_channels for layer in self._table.layers if layer.group == group)
         if len(members) == 1:
             stored: cp_model.LinearExpr = members[0]
@@ -289,9 +294,7 @@ class _Model:
 
     def _selection(self, solver: cp_model.CpSolver, bound: float) -> Selection:
         counts = tuple(sum(solver.value(variable) for variable in variables) for variables in self._variables.segments)
-        value = sum(
-            self._units(index, count) for index, count in enumerate(counts)
-        ) / _VALUE_UNITS
+        value = sum(self._units(index, count) for index, count in enumerate(counts)) / _VALUE_UNITS
         bound = max(bound, value)
         proven = bound - value <= TOLERANCE * bound * (1 + 1e-9)
         return Selection(counts, SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE, value, bound)
@@ -299,8 +302,7 @@ class _Model:
     def _units(self, index: int, count: int) -> int:
         """Value of ``count`` channels of a layer: segments fill in order, the dearest first."""
         return sum(
-            segment.units * part
-            for segment, part in zip(self._curves[index], self._filled(index, count), strict=True)
+            segment.units * part for segment, part in zip(self._curves[index], self._filled(index, count), strict=True)
         )
 
     def _filled(self, index: int, count: int) -> list[int]:

@@ -10,11 +10,12 @@ import networkx as nx
 import torch
 from torch import nn
 
-from trady.planner.capture import Capture, FakeModel, StepSettings
+from trady.planner.capture import FakeModel, StepSettings
 from trady.planner.errors import TracingError
 from trady.planner.interpolation import interpolate
 from trady.planner.layers import Layer, Weights, heads_of
 from trady.planner.options import DType, MemoryFormat, NormMode, choose
+from trady.planner.records import Capture
 from trady.planner.residual_rules import OPAQUE
 from trady.planner.residuals import Kept, kept_storages
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of
@@ -161,7 +162,9 @@ class Trace:
     @cached_property
     def graph(self) -> nx.DiGraph:
         """Operations and tensors as nodes, with scalar attributes; edges follow the data."""
-        return build_graph(self.dense_step, {call.operation: layer for layer in self.all_layers for call in layer.calls})
+        return build_graph(
+            self.dense_step, {call.operation: layer for layer in self.all_layers for call in layer.calls}
+        )
 
 
 _OTHER_USE: Final = "is not the weight of a convolution or a linear operation, or does not require a gradient"
@@ -293,5 +296,3 @@ def build_graph(capture: Capture, layer_of: Mapping[int, Layer]) -> nx.DiGraph:
     unused = [node for node in graph if graph.degree(node) == 0]
     graph.remove_nodes_from(unused)
     return graph
-
-

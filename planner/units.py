@@ -51,9 +51,9 @@ def format_bytes(num_bytes: int) -> str:
     """Show a size in decimal units, to the byte below 1 kB: ``"96.5 kB"``, ``"812 B"``."""
     if abs(num_bytes) < 1000:
         return f"{num_bytes} B"
-    value = float(num_bytes)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
+    value, unit = num_bytes / 1000, "kB"
+    for larger in ("MB", "GB", "TB"):
         if abs(value) < 999.95:
             break
+        value, unit = value / 1000, larger
     return f"{value:.1f} {unit}"

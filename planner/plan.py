@@ -1,0 +1,259 @@
+"""The plan: one strict, versioned JSON file that says what trains and what it costs. Needs no torch."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from trady.planner.errors import PlanError
+from trady.planner.files import write_atomically
+from trady.planner.ledger import CostTable, Count, Ledger, Record
+from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
+from trady.planner.priorities import Norm, PrioritySource
+
+SCHEMA_VERSION: Final = 1
+
+
+class TensorSpec(Record):
+    """An input of the model: its shape without the batch dimension, and its type."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: str
+
+
+class HeadRecord(Record):
+    """What is always trained and never drawn.
+
+    Args:
+        layers: Names of the layers that give the logits.
+        classes: Outputs of the head Trady put in place of the model's own; ``None`` where the model's own stays.
+    """
+
+    layers: tuple[str, ...]
+    classes: int | None
+
+
+class ModelRecord(Record):
+    """How the model was built, and how to recognise it.
+
+    Args:
+        source: What was loaded, as typed.
+        arch: Factory that built the module of a state dict; empty otherwise.
+        inputs: Inputs of one sample.
+        head: What is always trained.
+        loss: The loss by name.
+        num_parameters: Elements of all parameters.
+        fingerprint: SHA-256 of the names, shapes and types of parameters and buffers, the head replaced.
+    """
+
+    source: str
+    arch: str
+    inputs: tuple[TensorSpec, ...]
+    head: HeadRecord
+    loss: str
+    num_parameters: Count
+    fingerprint: str
+
+
+class Settings(Record):
+    """How the step is run.
+
+    Args:
+        budget_bytes: Bytes of the scope.
+        scope: Lines the budget holds.
+        batch_size: Samples of one (micro-)batch.
+        epochs: Planned epochs.
+        optimizer: What is kept for each trained element.
+        norm: What norms with running statistics do.
+        dtype: Element type of the model; ``None`` leaves its own.
+        amp: Autocast type, or ``None``.
+        device: Device planned for.
+        memory_format: Layout of four-dimensional tensors.
+        train_bias: Whether the bias of a drawn layer trains.
+        train: Patterns of parameters that always train.
+        torch_version: Version the step was traced with.
+    """
+
+    budget_bytes: Annotated[int, Field(gt=0)]
+    scope: Scope
+    batch_size: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1)]
+    optimizer: OptimizerKind
+    norm: NormMode
+    dtype: DType | None
+    amp: DType | None
+    device: str
+    memory_format: MemoryFormat
+    train_bias: bool
+    train: tuple[str, ...]
+    torch_version: str
+
+
+class StrategyRecord(Record):
+    """Layer rule and draw rule, as they turned out for this model.
+
+    Args:
+        name: The strategy.
+        eligible: Indices of the layers that channels may be drawn from.
+        fixed_channels: Layer name -> channels, for a static scheme; empty otherwise.
+    """
+
+    name: Strategy
+    eligible: tuple[Count, ...]
+    fixed_channels: dict[str, tuple[Count, ...]] = Field(default_factory=dict)
+
+
+class SolverRecord(Record):
+    """How the counts were found.
+
+    Args:
+        status: ``optimal`` (within 0.1 % of the best, proven) or ``feasible``; ``drawn`` for the papers' strategies.
+        value: Value of the counts, as a share of the value of training everything.
+        bound: Proven upper bound of that share.
+        gap: Distance to the bound, relative to it.
+        horizon: Draws the value looks ahead.
+        ortools_version: Version of the solver; empty for the papers' strategies.
+    """
+
+    status: Literal["optimal", "feasible", "drawn"]
+    value: float
+    bound: float
+    gap: float
+    horizon: float
+    ortools_version: str
+
+
+class PriorityRecord(Record):
+    """Where the gradient norms came from."""
+
+    source: PrioritySource
+    origin: str
+    num_batches: Count
+    tail_index: float | None
+    digest: str
+
+
+class Plan(Record):
+    """What trains, within which bytes.
+
+    Args:
+        schema_version: Version of the file's format.
+        model: How the model was built.
+        settings: How the step is run.
+        strategy: Layer and draw rule.
+        priorities: Where the norms came from.
+        solver: How the counts were found.
+        counts: Channels of each layer of the table; for strategies that fill the budget anew each epoch,
+            those of the first epoch with seed 0.
+        ledger: Lines and scopes of a step with these counts, in bytes.
+        norms: Gradient norm of each channel, layer by layer; one number where all channels have the same.
+        table: What everything costs.
+        not_drawn: Parameters that channels cannot be drawn from -> reason.
+        unaccounted: Operations whose memory is not in the ledger -> reason.
+        notes: What the reader should know.
+    """
+
+    schema_version: Literal[1] = 1
+    model: ModelRecord
+    settings: Settings
+    strategy: StrategyRecord
+    priorities: PriorityRecord
+    solver: SolverRecord
+    counts: tuple[Count, ...]
+    ledger: Ledger
+    norms: tuple[tuple[Norm, ...] | Norm, ...]
+    table: CostTable
+    not_drawn: dict[str, str]
+    unaccounted: dict[str, str]
+    notes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Plan":
+        layers = self.table.layers
+        if not len(self.counts) == len(self.norms) == len(layers):
+            raise ValueError(f"counts and norms must have one entry for each of the {len(layers)} layers")
+        for layer, count, norms in zip(layers, self.counts, self.norms, strict=True):
+            if count > layer.in_channels:
+                raise ValueError(f"{count} channels are drawn from layer {layer.name!r}, which has {layer.in_channels}")
+            if isinstance(norms, tuple) and len(norms) != layer.in_channels:
+                raise ValueError(f"layer {layer.name!r} has {layer.in_channels} channels but {len(norms)} norms")
+        outside = [index for index in self.strategy.eligible if index >= len(layers)]
+        if outside:
+            raise ValueError(f"eligible layer {outside[0]} is outside the table of {len(layers)} layers")
+        return self
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """Layer name -> channels, for the layers that train."""
+        return {layer.name: count for layer, count in zip(self.table.layers, self.counts, strict=True) if count}
+
+    def channel_norms(self, index: int) -> tuple[float, ...]:
+        """Gradient norm of each channel of a layer of the table."""
+        norms = self.norms[index]
+        return norms if isinstance(norms, tuple) else (norms,) * self.table.layers[index].in_channels
+
+    @cached_property
+    def layer_values(self) -> tuple[float, ...]:
+        """Gradient norm of each layer, summed over its channels."""
+        return tuple(float(sum(self.channel_norms(index))) for index in range(len(self.table.layers)))
+
+    def to_json(self) -> str:
+        """The file's content: the same plan gives the same bytes. Layers and operations take one line each."""
+        return _one_line_each(self.model_dump(mode="json")) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan, whole or not at all.
+
+        Raises:
+            TradyError: The file cannot be written.
+        """
+        write_atomically(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan; nothing in the file is run.
+
+        Raises:
+            PlanError: The file is missing, is no plan, is of another version, or contradicts itself.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise PlanError(f"Plan {path}: {error.strerror}. Make one with trady-plan -o {path}.") from error
+        _check_version(path, content)
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "content"
+            raise PlanError(
+                f"Plan {path} cannot be used: {where}: {first['msg']}. Make it anew with trady-plan."
+            ) from error
+
+
+def _check_version(path: str | Path, content: bytes) -> None:
+    try:
+        version = json.loads(content).get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise PlanError(f"Plan {path} is not a JSON object. Make it anew with trady-plan.") from error
+    if version != SCHEMA_VERSION:
+        raise PlanError(
+            f"Plan {path} is of version {version!r}; this Trady reads version {SCHEMA_VERSION}. "
+            "Make it anew with trady-plan."
+        )
+
+
+def _one_line_each(value: Any, depth: int = 0) -> str:
+    """JSON indented down to two levels, the rest on one line: short to diff, short to store."""
+    if isinstance(value, Mapping) and value and depth < 2:
+        pad = " " * (depth + 1)
+        rows = (f"{pad}{json.dumps(key)}: {_one_line_each(found, depth + 1)}" for key, found in value.items())
+        return "{\n" + ",\n".join(rows) + "\n" + " " * depth + "}"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping | list):
+        pad = " " * (depth + 1)
+        return "[\n" + ",\n".join(pad + json.dumps(row) for row in value) + "\n" + " " * depth + "]"
+    return json.dumps(value)

@@ -1,0 +1,126 @@
+"""The strategies by name: a layer rule, a draw rule, and whether the draw is made anew each epoch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from trady.planner.errors import StrategyError
+from trady.planner.ledger import CostTable
+from trady.planner.options import Strategy
+from trady.planner.priorities import LayerPriority
+
+#: Share of the total RGN that the paper's top-K layers hold.
+TOP_SHARE: Final = 0.97
+#: Most of the pool's memory that MeDyate's budget may cover at each draw.
+POOL_SHARE: Final = 0.2
+
+
+class LayerRule(StrEnum):
+    """Which layers channels may be drawn from."""
+
+    FULL = "full"
+    TOP_RGN = "top-rgn"
+    LARA = "lara"
+    SCHEME = "scheme"
+
+
+class DrawRule(StrEnum):
+    """How channels are drawn inside the eligible layers."""
+
+    FIXED_COUNTS = "fixed-counts"
+    UNIFORM = "uniform"
+    LARGEST_RGN = "largest-rgn"
+    OBSERVED_NORMS = "observed-norms"
+    LARGEST_WEIGHTS = "largest-weights"
+
+
+@dataclass(frozen=True)
+class StrategyRule:
+    """A strategy's three parts.
+
+    Args:
+        layers: Layer rule.
+        draw: Draw rule.
+        dynamic: Whether each epoch draws anew.
+    """
+
+    layers: LayerRule
+    draw: DrawRule
+    dynamic: bool
+
+
+STRATEGIES: Final[Mapping[Strategy, StrategyRule]] = {
+    Strategy.SOLVER: StrategyRule(LayerRule.FULL, DrawRule.FIXED_COUNTS, True),
+    Strategy.TRADY: StrategyRule(LayerRule.TOP_RGN, DrawRule.UNIFORM, True),
+    Strategy.S_TOPK_RANDOM: StrategyRule(LayerRule.TOP_RGN, DrawRule.UNIFORM, False),
+    Strategy.D_FULL_RANDOM: StrategyRule(LayerRule.FULL, DrawRule.UNIFORM, True),
+    Strategy.S_FULL_RANDOM: StrategyRule(LayerRule.FULL, DrawRule.UNIFORM, False),
+    Strategy.D_DET_RGN: StrategyRule(LayerRule.FULL, DrawRule.LARGEST_RGN, True),
+    Strategy.S_DET_RGN: StrategyRule(LayerRule.FULL, DrawRule.LARGEST_RGN, False),
+    Strategy.SU: StrategyRule(LayerRule.SCHEME, DrawRule.LARGEST_WEIGHTS, False),
+    Strategy.LARA_TRADY: StrategyRule(LayerRule.LARA, DrawRule.UNIFORM, True),
+    Strategy.MEDYATE: StrategyRule(LayerRule.LARA, DrawRule.OBSERVED_NORMS, True),
+}
+
+
+def eligible_layers(
+    rule: LayerRule, table: CostTable, priorities: Sequence[LayerPriority], budget_bytes: int
+) -> list[int]:
+    """Indices of the layers a rule admits, in the table's order.
+
+    Args:
+        rule: The layer rule.
+        table: Costs of all candidate layers.
+        priorities: One entry per layer of the table, in its order.
+        budget_bytes: Budget of the ``update`` scope; MeDyate's rule depends on it.
+
+    Source:
+        Top-K at 97 %: TraDy, arXiv 2510.19675. LaRa and its stopping rule: MeDyate, arXiv 2510.20979.
+    """
+    if rule is LayerRule.TOP_RGN:
+        return sorted(_top(priorities))
+    if rule is LayerRule.LARA:
+        return sorted(_lara(table, priorities, budget_bytes))
+    return list(range(len(table.layers)))
+
+
+def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
+    """Channels per layer of a static scheme of ratios, floored as MIT's are.
+
+    Raises:
+        StrategyError: The scheme names layers the plan has not.
+    """
+    known = {layer.name for layer in table.layers}
+    unknown = sorted(set(scheme) - known)
+    if unknown:
+        raise StrategyError(
+            f"Scheme names layers the model has not: {', '.join(unknown[:5])}. "
+            f"Its layers are for instance: {', '.join(list(known)[:5])}."
+        )
+    return [int(scheme.get(layer.name, 0.0) * layer.in_channels) for layer in table.layers]
+
+
+def _top(priorities: Sequence[LayerPriority]) -> list[int]:
+    total = math.fsum(layer.rgn for layer in priorities)
+    chosen: list[int] = []
+    held = 0.0
+    for index in sorted(range(len(priorities)), key=lambda index: -priorities[index].rgn):
+        if chosen and held >= TOP_SHARE * total:
+            break
+        chosen.append(index)
+        held += priorities[index].rgn
+    return chosen
+
+
+def _lara(table: CostTable, priorities: Sequence[LayerPriority], budget_bytes: int) -> list[int]:
+    chosen: list[int] = []
+    for index in sorted(range(len(priorities)), key=lambda index: -priorities[index].lara):
+        chosen.append(index)
+        counts = [0] * len(table.layers)
+        for layer in chosen:
+            counts[layer] = table.layers[layer].in_channels
+        if budget_bytes <= POOL_SHARE * table.ledger(counts).scopes.update:
+            break
+    return chosen
