@@ -41,6 +41,7 @@ def calibrate(
     source: PrioritySource | str = PrioritySource.DATA,
     origin: str = "batches",
     seed: int = 0,
+    traced: Trace | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Priorities:
     """Gradient norms of every input channel of every drawable layer, averaged over batches.
@@ -56,6 +57,7 @@ def calibrate(
         source: What the batches are; the report tells how far to trust it.
         origin: The data by name.
         seed: Seed of dropout and of made-up targets.
+        traced: A trace of this very model, to save tracing it again.
         progress: Called with the number of batches done.
 
     Raises:
@@ -69,7 +71,7 @@ def calibrate(
             batch = _as_batch(item)
             if collector is None:
                 size = batch_size_of(batch.inputs)
-                collector = _Collector(model, _layers_of(model, batch, mode, loss), hooks)
+                collector = _Collector(model, traced.layers if traced else _layers_of(model, batch, mode, loss), hooks)
             collector.start_batch(number)
             _backward(model, batch, loss)
             if progress is not None:

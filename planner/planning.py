@@ -3,10 +3,8 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
-import ortools
 import torch
 from torch import Tensor, nn
 
@@ -17,31 +15,18 @@ from trady.planner.calibration import (
     synthetic_batches,
     uniform_priorities,
 )
+from trady.planner.choosing import Request, candidate_layers, choose_channels, no_layer_fits
 from trady.planner.costing import build_cost_table
-from trady.planner.errors import BudgetError, PlanError, StrategyError, TradyError
-from trady.planner.layers import Layer
-from trady.planner.ledger import CostTable, Ledger
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
-from trady.planner.plan import (
-    HeadRecord,
-    ModelRecord,
-    Plan,
-    PriorityRecord,
-    Settings,
-    SolverRecord,
-    StrategyRecord,
-    TensorSpec,
-)
-from trady.planner.priorities import TRUST, LayerPriority, Priorities, PrioritySource
+from trady.planner.plan import HeadRecord, ModelRecord, Plan, PriorityRecord, Settings, TensorSpec
+from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.schedule import draw
-from trady.planner.schemes import scheme_named
-from trady.planner.solving import Limits, Selection, SolverStatus, coverage_value, solve
-from trady.planner.strategies import STRATEGIES, LayerRule, eligible_layers, scheme_counts
+from trady.planner.strategies import STRATEGIES
 from trady.planner.tracing import Trace, trace
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
-from trady.planner.units import format_bytes, parse_bytes
+from trady.planner.units import parse_bytes
 
-#: Draws the solver's value looks ahead: the best of the first experiments, see DESIGN and docs.
+#: Draws the solver's value looks ahead: the best of the first experiments (DESIGN, section 3).
 DEFAULT_HORIZON: Final = 4.0
 _SYNTHETIC_BATCHES: Final = 4
 
@@ -134,7 +119,7 @@ def make_plan(
         PlanError: Options contradict each other, or leave no layer to train.
         TracingError: The step cannot be followed.
     """
-    request = _Request(
+    request = Request(
         budget_bytes=parse_bytes(budget),
         scope=choose(Scope, scope, "Scope"),
         optimizer=choose(OptimizerKind, optimizer, "Optimizer"),
@@ -142,6 +127,8 @@ def make_plan(
         dtype=None if dtype is None else choose(DType, dtype, "Element type"),
         epochs=epochs,
         min_channels=min_channels,
+        max_backward_macs=max_backward_macs,
+        horizon=DEFAULT_HORIZON if horizon is None else horizon,
     )
     request.check()
     say = progress or _silent
@@ -167,7 +154,7 @@ def make_plan(
     if priorities is None:
         say("Measuring gradient norms on synthetic inputs")
         priorities = _without_data(model, inputs, traced, loss, origin.has_weights)
-    layers = _candidates(traced, priorities, only, exclude, max_depth)
+    layers = candidate_layers(traced, priorities, only, exclude, max_depth)
     table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
     found = [priorities.by_weight[layer.weight_name] for layer in layers]
     settings = Settings(
@@ -186,9 +173,7 @@ def make_plan(
         torch_version=torch.__version__,
     )
     say("Choosing layers and channels")
-    draft = _Draft(table, found, request, model)
-    solved = request.strategy is Strategy.SOLVER
-    chosen = draft.solved(horizon, max_backward_macs) if solved else draft.by_rule(scheme)
+    chosen = choose_channels(request, table, found, model, scheme)
     plan = Plan(
         model=_model_record(model, inputs, traced, origin),
         settings=settings,
@@ -209,195 +194,28 @@ def make_plan(
         unaccounted=traced.unaccounted,
         notes=_notes(traced, priorities, settings),
     )
-    return plan if solved else _with_first_draw(plan)
+    return _with_first_draw(plan, request) if STRATEGIES[request.strategy].fills_budget else plan
+
+
+def _with_first_draw(plan: Plan, request: Request) -> Plan:
+    """Counts, value and ledger of the first epoch, for strategies that fill the budget anew each epoch."""
+    first = draw(plan, 0)
+    counts = first.counts(plan.table)
+    if not any(counts):
+        raise no_layer_fits(plan.table, request, plan.strategy.eligible)
+    reached = sum(
+        norms * count / layer.in_channels
+        for norms, count, layer in zip(plan.layer_values, counts, plan.table.layers, strict=True)
+    )
+    total = sum(plan.layer_values)
+    solver = plan.solver.model_copy(update={"value": reached / total if total else 0.0})
+    return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})
 
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes and types of a model's parameters and buffers."""
     lines = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(model.state_dict().items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Request:
-    budget_bytes: int
-    scope: Scope
-    optimizer: OptimizerKind
-    strategy: Strategy
-    dtype: DType | None
-    epochs: int
-    min_channels: int
-
-    def check(self) -> None:
-        problems = []
-        if self.scope is Scope.PEAK:
-            problems.append(
-                "Scope 'peak' is not predicted yet: the workspace line needs the engine's measurements. "
-                "Use 'training', which leaves out weights, the batch and the workspace."
-            )
-        if self.dtype is DType.INT8 and self.scope is not Scope.UPDATE:
-            problems.append("Element type 'int8' is accounting for scope 'update' only. Use --scope update.")
-        if self.epochs < 1:
-            problems.append(f"Epochs must be 1 or more, got {self.epochs}.")
-        if self.min_channels < 1:
-            problems.append(f"Fewest channels of a layer must be 1 or more, got {self.min_channels}.")
-        if problems:
-            raise PlanError(" ".join(problems))
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    strategy: StrategyRecord
-    solver: SolverRecord
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """The choice of layers and channels, before it is a plan."""
-
-    table: CostTable
-    priorities: Sequence[LayerPriority]
-    request: _Request
-    model: nn.Module
-
-    def solved(self, horizon: float | None, max_backward_macs: int | None) -> _Chosen:
-        looked_ahead = min(DEFAULT_HORIZON if horizon is None else horizon, float(self.request.epochs))
-        limits = Limits(
-            self.request.budget_bytes,
-            self.request.scope,
-            min_channels=self.request.min_channels,
-            max_backward_macs=max_backward_macs,
-            horizon=looked_ahead,
-        )
-        selection = solve(self.table, [layer.norm_sum for layer in self.priorities], limits)
-        if selection.status is SolverStatus.INFEASIBLE:
-            raise _too_small(self.table, self.request, max_backward_macs)
-        strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(self.table.layers))))
-        return _Chosen(strategy, _solver_record(selection, looked_ahead), selection.counts)
-
-    def by_rule(self, scheme: Mapping[str, float] | str | None) -> _Chosen:
-        rule = STRATEGIES[self.request.strategy]
-        nothing = (0,) * len(self.table.layers)
-        solver = SolverRecord(status="drawn", value=0.0, bound=1.0, gap=0.0, horizon=1.0, ortools_version="")
-        if rule.layers is LayerRule.SCHEME:
-            counts = self._scheme_counts(scheme)
-            eligible = tuple(index for index, count in enumerate(counts) if count)
-            channels = {
-                self.table.layers[index].name: largest_weights(self.model, self.table, index, counts[index])
-                for index in eligible
-            }
-            record = StrategyRecord(name=self.request.strategy, eligible=eligible, fixed_channels=channels)
-            return _Chosen(record, solver, tuple(counts))
-        pool = eligible_layers(rule.layers, self.table, self.priorities, self.request.budget_bytes)
-        return _Chosen(StrategyRecord(name=self.request.strategy, eligible=tuple(pool)), solver, nothing)
-
-    def _scheme_counts(self, scheme: Mapping[str, float] | str | None) -> list[int]:
-        if scheme is None:
-            raise StrategyError(
-                "Strategy 'su' needs a scheme: layer names and ratios in a JSON file, or a published name such as "
-                "'mbv2-49kb' (--scheme)."
-            )
-        if isinstance(scheme, str):
-            published = scheme_named(scheme)
-            convolutions = [layer for layer in self.table.layers if "conv" in layer.kind]
-            missing = [place for place in published.layers if place >= len(convolutions)]
-            if missing:
-                raise StrategyError(
-                    f"Scheme {scheme!r} trains convolution {missing[0]}, but the model has {len(convolutions)} of them."
-                )
-            scheme = {
-                convolutions[place].name: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)
-            }
-        counts = scheme_counts(self.table, scheme)
-        needed = self.table.scope_bytes(counts, self.request.scope)
-        if needed > self.request.budget_bytes:
-            raise BudgetError(
-                f"Scheme needs {needed} B in scope {self.request.scope.value!r}, above the budget of "
-                f"{self.request.budget_bytes} B. Raise --budget to {needed}B."
-            )
-        return counts
-
-
-def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) -> tuple[int, ...]:
-    """MIT's choice inside a layer: the input channels whose weights have the largest norm.
-
-    Source:
-        Sparse Update (Lin et al., NeurIPS 2022).
-    """
-    layer = table.layers[index]
-    weight = model.get_parameter(layer.weight_name).detach().float()
-    order = _weight_norms(weight, layer.channel_dim, layer.groups).argsort(descending=True, stable=True)
-    return tuple(sorted(order[:count].tolist()))
-
-
-def _weight_norms(weight: Tensor, channel_dim: int, groups: int) -> Tensor:
-    if groups > 1 and channel_dim == 1:
-        return weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).square().sum(dim=(1, 3)).flatten()
-    return weight.square().sum(dim=[dim for dim in range(weight.dim()) if dim != channel_dim])
-
-
-def _with_first_draw(plan: Plan) -> Plan:
-    """Counts, value and ledger of the first epoch, for strategies that fill the budget anew each epoch."""
-    first = draw(plan, 0)
-    counts = first.counts(plan.table)
-    if not any(counts):
-        request = _Request(
-            plan.settings.budget_bytes, plan.settings.scope, plan.settings.optimizer, plan.strategy.name, None, 1, 1
-        )
-        raise _too_small(plan.table, request, None, plan.strategy.eligible)
-    total = sum(plan.layer_values)
-    value = sum(
-        norms * coverage_value(count / layer.in_channels, 1.0)
-        for norms, count, layer in zip(plan.layer_values, counts, plan.table.layers, strict=True)
-    )
-    solver = plan.solver.model_copy(update={"value": value / total if total else 0.0})
-    return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})
-
-
-def _candidates(
-    traced: Trace, priorities: Priorities, only: Sequence[str], exclude: Sequence[str], max_depth: int | None
-) -> list[Layer]:
-    layers = list(traced.layers)
-    if not layers:
-        raise PlanError(
-            "The model has no layer to draw from: no convolution or linear operation beside the head uses a parameter "
-            "that requires a gradient as its weight." + _first_reason(traced)
-        )
-    if max_depth is not None:
-        if max_depth < 1:
-            raise PlanError(f"Depth must be 1 layer or more, got {max_depth}.")
-        layers = layers[-max_depth:]
-    names = [layer.name for layer in layers]
-    kept = [layer for layer in layers if (not only or _matches(layer.name, only)) and not _matches(layer.name, exclude)]
-    if not kept:
-        raise PlanError(
-            f"No layer is left after --only {list(only)} and --exclude {list(exclude)}. "
-            f"Layers are for instance: {', '.join(names[-5:])}."
-        )
-    missing = [layer.name for layer in kept if layer.weight_name not in priorities.by_weight]
-    wrong = [
-        layer.name
-        for layer in kept
-        if layer.weight_name in priorities.by_weight
-        and len(priorities.by_weight[layer.weight_name].channel_norms) != layer.in_channels
-    ]
-    if missing or wrong:
-        raise PlanError(
-            f"The priorities are of another model: layers without matching norms: {', '.join((missing + wrong)[:5])}. "
-            "Make them with trady-profile from this model."
-        )
-    return kept
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _first_reason(traced: Trace) -> str:
-    for name, reason in traced.not_drawn.items():
-        return f" For instance {name!r} {reason}."
-    return ""
 
 
 def _without_data(
@@ -417,56 +235,6 @@ def _without_data(
         source=PrioritySource.SYNTHETIC,
         origin="normal noise, random targets",
     )
-
-
-def _too_small(
-    table: CostTable, request: _Request, max_backward_macs: int | None, eligible: Sequence[int] | None = None
-) -> TradyError:
-    """Which layer comes cheapest, and what it takes."""
-
-    def least(index: int) -> int:
-        counts = [0] * len(table.layers)
-        counts[index] = min(request.min_channels, table.layers[index].in_channels)
-        return table.scope_bytes(counts, request.scope)
-
-    cheapest = min(eligible or range(len(table.layers)), key=least)
-    layer, needed = table.layers[cheapest], least(cheapest)
-    if needed <= request.budget_bytes:
-        return PlanError(
-            f"No layer fits --max-backward-macs {max_backward_macs} (a frozen pass needs "
-            f"{table.backward_macs([0] * len(table.layers))} MACs). Raise it, or use --max-depth."
-        )
-    counts = [0] * len(table.layers)
-    counts[cheapest] = min(request.min_channels, layer.in_channels)
-    parts = _parts(table.ledger(counts), request.scope)
-    channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
-    return BudgetError(
-        f"Budget {format_bytes(request.budget_bytes)} trains no layer: the cheapest, {layer.name!r}, needs "
-        f"{format_bytes(needed)} ({needed} B) for {channels} ({parts}). Raise --budget or lower --batch-size."
-    )
-
-
-def _parts(ledger: Ledger, scope: Scope) -> str:
-    lines = ["saved_activations", "gradients", "optimizer_state", "draw_index"]
-    if scope is Scope.TRAINING:
-        lines += ["active_weights", "always_trained", "residuals"]
-    amounts = ((name, getattr(ledger.lines, name)) for name in lines)
-    return ", ".join(f"{name.replace('_', ' ')} {format_bytes(amount)}" for name, amount in amounts if amount)
-
-
-def _solver_record(selection: Selection, horizon: float) -> SolverRecord:
-    return SolverRecord(
-        status="optimal" if selection.status is SolverStatus.OPTIMAL else "feasible",
-        value=_rounded(selection.value),
-        bound=_rounded(selection.bound),
-        gap=_rounded(selection.gap),
-        horizon=horizon,
-        ortools_version=ortools.__version__,
-    )
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.9g}")
 
 
 def _short(norms: tuple[float, ...]) -> tuple[float, ...] | float:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
+import ortools
 from ortools.sat.python import cp_model
 
 from trady.planner.ledger import INDEX_BYTES, CostTable
@@ -85,6 +86,11 @@ class Segment:
 
     channels: int
     units: int
+
+
+def solver_version() -> str:
+    """Version of OR-Tools: part of what makes a plan's bytes."""
+    return str(ortools.__version__)
 
 
 def coverage_value(share: float, horizon: float) -> float:

@@ -1,0 +1,281 @@
+"""Choosing what to train: which layers are candidates, and how many channels each strategy gives them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from trady.planner.errors import BudgetError, PlanError, StrategyError, TradyError
+from trady.planner.layers import Layer
+from trady.planner.ledger import CostTable, Ledger
+from trady.planner.options import DType, OptimizerKind, Scope, Strategy
+from trady.planner.plan import SolverRecord, StrategyRecord
+from trady.planner.priorities import LayerPriority, Priorities
+from trady.planner.schemes import scheme_named
+from trady.planner.solving import Limits, Selection, SolverStatus, solve, solver_version
+from trady.planner.strategies import STRATEGIES, LayerRule, eligible_layers, scheme_counts
+from trady.planner.tracing import Trace
+from trady.planner.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a choice, read and checked.
+
+    Args:
+        budget_bytes: Bytes of the scope.
+        scope: Lines the budget holds.
+        optimizer: What is kept for each trained element.
+        strategy: Layer and draw rule.
+        dtype: Element type asked for, if any.
+        epochs: Planned epochs.
+        min_channels: Fewest channels of a chosen layer.
+        max_backward_macs: Most multiply-adds of a backward pass, if any.
+        horizon: Draws the solver's value looks ahead.
+    """
+
+    budget_bytes: int
+    scope: Scope
+    optimizer: OptimizerKind
+    strategy: Strategy
+    dtype: DType | None
+    epochs: int
+    min_channels: int
+    max_backward_macs: int | None
+    horizon: float
+
+    def check(self) -> None:
+        """Collect every contradiction and say them at once.
+
+        Raises:
+            PlanError: Options contradict each other or are out of range.
+        """
+        rules = (
+            (
+                self.scope is not Scope.PEAK,
+                "Scope 'peak' is not predicted yet: the workspace line needs the engine's measurements. "
+                "Use 'training', which leaves out weights, the batch and the workspace.",
+            ),
+            (
+                self.dtype is not DType.INT8 or self.scope is Scope.UPDATE,
+                "Element type 'int8' is accounting for scope 'update' only. Use --scope update.",
+            ),
+            (self.epochs >= 1, f"Epochs must be 1 or more, got {self.epochs}."),
+            (self.min_channels >= 1, f"Fewest channels of a layer must be 1 or more, got {self.min_channels}."),
+            (self.horizon > 0, f"Horizon must be above 0 draws, got {self.horizon}."),
+        )
+        problems = [message for holds, message in rules if not holds]
+        if problems:
+            raise PlanError(" ".join(problems))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers and channels, and how they were found."""
+
+    strategy: StrategyRecord
+    solver: SolverRecord
+    counts: tuple[int, ...]
+
+
+def candidate_layers(
+    traced: Trace, priorities: Priorities, only: Sequence[str], exclude: Sequence[str], max_depth: int | None
+) -> list[Layer]:
+    """The layers that may be drawn from, in order of first use.
+
+    Args:
+        traced: The model's trace.
+        priorities: Norms, one entry for each candidate.
+        only: Patterns of layer names to keep; all where empty.
+        exclude: Patterns of layer names to leave out.
+        max_depth: Keep the last so many layers.
+
+    Raises:
+        PlanError: No layer is left, or the priorities are of another model.
+    """
+    layers = list(traced.layers)
+    if not layers:
+        raise PlanError(
+            "The model has no layer to draw from: no convolution or linear operation beside the head uses a parameter "
+            "that requires a gradient as its weight." + _first_reason(traced)
+        )
+    if max_depth is not None:
+        if max_depth < 1:
+            raise PlanError(f"Depth must be 1 layer or more, got {max_depth}.")
+        layers = layers[-max_depth:]
+    names = [layer.name for layer in layers]
+    kept = [layer for layer in layers if (not only or _matches(layer.name, only)) and not _matches(layer.name, exclude)]
+    if not kept:
+        raise PlanError(
+            f"No layer is left after --only {list(only)} and --exclude {list(exclude)}. "
+            f"Layers are for instance: {', '.join(names[-5:])}."
+        )
+    unmatched = [layer.name for layer in kept if _num_norms(priorities, layer) != layer.in_channels]
+    if unmatched:
+        raise PlanError(
+            f"The priorities are of another model: layers without matching norms: {', '.join(unmatched[:5])}. "
+            "Make them with trady-profile from this model."
+        )
+    return kept
+
+
+def _num_norms(priorities: Priorities, layer: Layer) -> int:
+    found = priorities.by_weight.get(layer.weight_name)
+    return 0 if found is None else len(found.channel_norms)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _first_reason(traced: Trace) -> str:
+    for name, reason in traced.not_drawn.items():
+        return f" For instance {name!r} {reason}."
+    return ""
+
+
+def choose_channels(
+    request: Request,
+    table: CostTable,
+    priorities: Sequence[LayerPriority],
+    model: nn.Module,
+    scheme: Mapping[str, float] | str | None,
+) -> Choice:
+    """Layers and channel counts by the asked strategy.
+
+    Args:
+        request: Budget, scope, strategy and bounds.
+        table: Costs of the candidate layers.
+        priorities: One entry per layer of the table, in its order.
+        model: Its weights rank the channels of a static scheme.
+        scheme: Layer name -> ratio, or the name of a published scheme, for ``su``.
+
+    Returns:
+        The choice; without counts for strategies that fill the budget anew each epoch.
+
+    Raises:
+        BudgetError: The budget trains no layer, or less than the scheme.
+        StrategyError: The scheme is missing or does not fit the model.
+    """
+    if request.strategy is Strategy.SOLVER:
+        return _solved(request, table, priorities)
+    rule = STRATEGIES[request.strategy]
+    solver = SolverRecord(status="drawn", value=0.0, bound=1.0, gap=0.0, horizon=1.0, ortools_version="")
+    if rule.layers is not LayerRule.SCHEME:
+        pool = eligible_layers(rule.layers, table, priorities, request.budget_bytes)
+        return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), solver, (0,) * len(table.layers))
+    counts = _scheme_counts(request, table, scheme)
+    eligible = tuple(index for index, count in enumerate(counts) if count)
+    channels = {table.layers[index].name: largest_weights(model, table, index, counts[index]) for index in eligible}
+    record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
+    return Choice(record, solver, tuple(counts))
+
+
+def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
+    horizon = min(request.horizon, float(request.epochs))
+    limits = Limits(
+        request.budget_bytes,
+        request.scope,
+        min_channels=request.min_channels,
+        max_backward_macs=request.max_backward_macs,
+        horizon=horizon,
+    )
+    selection = solve(table, [layer.norm_sum for layer in priorities], limits)
+    if selection.status is SolverStatus.INFEASIBLE:
+        raise no_layer_fits(table, request)
+    strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(table.layers))))
+    return Choice(strategy, _solver_record(selection, horizon), selection.counts)
+
+
+def _scheme_counts(request: Request, table: CostTable, scheme: Mapping[str, float] | str | None) -> list[int]:
+    if scheme is None:
+        raise StrategyError(
+            "Strategy 'su' needs a scheme: layer names and ratios in a JSON file, or a published name such as "
+            "'mbv2-49kb' (--scheme)."
+        )
+    if isinstance(scheme, str):
+        published = scheme_named(scheme)
+        convolutions = [layer for layer in table.layers if "conv" in layer.kind]
+        missing = [place for place in published.layers if place >= len(convolutions)]
+        if missing:
+            raise StrategyError(
+                f"Scheme {scheme!r} trains convolution {missing[0]}, but the model has {len(convolutions)} of them."
+            )
+        scheme = {
+            convolutions[place].name: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)
+        }
+    counts = scheme_counts(table, scheme)
+    needed = table.scope_bytes(counts, request.scope)
+    if needed > request.budget_bytes:
+        raise BudgetError(
+            f"Scheme needs {needed} B in scope {request.scope.value!r}, above the budget of "
+            f"{request.budget_bytes} B. Raise --budget to {needed}B."
+        )
+    return counts
+
+
+def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) -> tuple[int, ...]:
+    """MIT's choice inside a layer: the input channels whose weights have the largest norm.
+
+    Source:
+        Sparse Update (Lin et al., NeurIPS 2022).
+    """
+    layer = table.layers[index]
+    weight = model.get_parameter(layer.weight_name).detach().float()
+    order = _weight_norms(weight, layer.channel_dim, layer.groups).argsort(descending=True, stable=True)
+    return tuple(sorted(order[:count].tolist()))
+
+
+def _weight_norms(weight: Tensor, channel_dim: int, groups: int) -> Tensor:
+    if groups > 1 and channel_dim == 1:
+        return weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).square().sum(dim=(1, 3)).flatten()
+    return weight.square().sum(dim=[dim for dim in range(weight.dim()) if dim != channel_dim])
+
+
+def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> TradyError:
+    """The error of a budget that trains nothing: which layer comes cheapest, and what it takes."""
+
+    def least(index: int) -> int:
+        counts = [0] * len(table.layers)
+        counts[index] = min(request.min_channels, table.layers[index].in_channels)
+        return table.scope_bytes(counts, request.scope)
+
+    cheapest = min(eligible or range(len(table.layers)), key=least)
+    layer, needed = table.layers[cheapest], least(cheapest)
+    if needed <= request.budget_bytes:
+        return PlanError(
+            f"No layer fits --max-backward-macs {request.max_backward_macs} (a frozen pass needs "
+            f"{table.backward_macs([0] * len(table.layers))} MACs). Raise it, or use --max-depth."
+        )
+    counts = [0] * len(table.layers)
+    counts[cheapest] = min(request.min_channels, layer.in_channels)
+    parts = _parts(table.ledger(counts), request.scope)
+    channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
+    return BudgetError(
+        f"Budget {format_bytes(request.budget_bytes)} trains no layer: the cheapest, {layer.name!r}, needs "
+        f"{format_bytes(needed)} ({needed} B) for {channels} ({parts}). Raise --budget or lower --batch-size."
+    )
+
+
+def _parts(ledger: Ledger, scope: Scope) -> str:
+    lines = ["saved_activations", "gradients", "optimizer_state", "draw_index"]
+    if scope is Scope.TRAINING:
+        lines += ["active_weights", "always_trained", "residuals"]
+    amounts = ((name, getattr(ledger.lines, name)) for name in lines)
+    return ", ".join(f"{name.replace('_', ' ')} {format_bytes(amount)}" for name, amount in amounts if amount)
+
+
+def _solver_record(selection: Selection, horizon: float) -> SolverRecord:
+    return SolverRecord(
+        status="optimal" if selection.status is SolverStatus.OPTIMAL else "feasible",
+        value=_rounded(selection.value),
+        bound=_rounded(selection.bound),
+        gap=_rounded(selection.gap),
+        horizon=horizon,
+        ortools_version=solver_version(),
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.9g}")
