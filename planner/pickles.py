@@ -17,7 +17,7 @@ import pickletools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 import torch
 from torch import nn
@@ -121,8 +121,8 @@ def resolve_name(name: str) -> Any:
         ) from None
 
 
-def scan_pickle(data: bytes) -> PickleScan:
-    """Follow a pickle's instructions without carrying them out.
+def scan_pickle(data: bytes | BinaryIO) -> PickleScan:
+    """Follow a pickle's instructions without carrying them out; a file is read up to the end of one pickle.
 
     Raises:
         ValueError: The bytes are not a pickle, or end too early.

@@ -67,7 +67,9 @@ def batch_size_of(inputs: Inputs) -> int:
     for tensor in input_tensors(inputs):
         if tensor.dim() > 0:
             return tensor.shape[0]
-    raise TracingError("The inputs hold no tensor with a batch dimension. Give for instance torch.zeros(1, 3, 224, 224).")
+    raise TracingError(
+        "The inputs hold no tensor with a batch dimension. Give for instance torch.zeros(1, 3, 224, 224)."
+    )
 
 
 def own_loss(outputs: Any) -> Tensor | None:
