@@ -1,0 +1,339 @@
+"""The ledger of a training step, computed from a cost table; no torch, so that a plan carries its own.
+
+A cost table says what each channel costs and what each operation keeps, and for which layers. From it and the
+number of channels drawn per layer follow all lines of the ledger, to the byte.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trady.planner.options import Scope
+
+Count = Annotated[int, Field(ge=0)]
+
+#: Bytes of one drawn channel's index (int32).
+INDEX_BYTES: Final = 4
+
+
+class Record(BaseModel):
+    """Base of everything stored in a plan: no unknown fields, no silent conversions, no changes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Upstream(Record):
+    """Which trained parameters a tensor depends on.
+
+    Args:
+        always: Whether an always-trained parameter is among them.
+        layers: Ranges ``(first, last)`` of layer indices, both included.
+    """
+
+    always: bool
+    layers: tuple[tuple[Count, Count], ...]
+
+    @cached_property
+    def bits(self) -> int:
+        """The layers as a bit set."""
+        bits = 0
+        for first, last in self.layers:
+            bits |= (1 << last + 1) - (1 << first)
+        return bits
+
+    @classmethod
+    def from_bits(cls, bits: int, always: bool) -> "Upstream":
+        """Ranges of the set bits."""
+        ranges: list[tuple[int, int]] = []
+        for index in range(bits.bit_length()):
+            if bits >> index & 1:
+                if ranges and ranges[-1][1] == index - 1:
+                    ranges[-1] = (ranges[-1][0], index)
+                else:
+                    ranges.append((index, index))
+        return cls(always=always, layers=tuple(ranges))
+
+
+class LayerCosts(Record):
+    """What drawing from one layer costs; bytes and multiply-adds per input channel over the whole batch.
+
+    Args:
+        name: Module path of the layer.
+        weight_name: Dotted name of its weight.
+        bias_name: Dotted name of its bias, or empty.
+        kind: ``conv``, ``depthwise conv``, ``linear``...
+        channel_dim: Dimension of the weight that input channels run along.
+        in_channels: Input channels.
+        out_channels: Output channels.
+        groups: Convolution groups.
+        group: Index of the input group it draws with.
+        weight_elements: Elements of one channel's weight slice (``C_W``).
+        sample_elements: Elements of one channel's stored input for one sample (``C_A``), rounded down.
+        gradient_bytes: Gradient of one channel.
+        optimizer_bytes: Optimizer state of one channel.
+        optimizer_tensor_bytes: Optimizer state of the layer whatever the channels (Adam's step count).
+        active_weight_bytes: Compact copy of one channel's weights.
+        bias_bytes: Gradient and state of its bias while the layer trains; 0 where biases do not train.
+        forward_macs: The layer's calls; its input gradient takes as many.
+        weight_grad_macs: Weight gradient of one channel.
+    """
+
+    name: str
+    weight_name: str
+    bias_name: str
+    kind: str
+    channel_dim: Count
+    in_channels: Annotated[int, Field(ge=1)]
+    out_channels: Annotated[int, Field(ge=1)]
+    groups: Annotated[int, Field(ge=1)]
+    group: Count
+    weight_elements: Annotated[int, Field(ge=1)]
+    sample_elements: Count
+    gradient_bytes: Count
+    optimizer_bytes: Count
+    optimizer_tensor_bytes: Count
+    active_weight_bytes: Count
+    bias_bytes: Count
+    forward_macs: Count
+    weight_grad_macs: Count
+
+    @property
+    def sample_cost(self) -> int:
+        """``C_W + C_A`` in elements for one sample."""
+        return self.weight_elements + self.sample_elements
+
+
+class GroupInput(Record):
+    """A tensor the layers of an input group read.
+
+    Args:
+        channel_bytes: Bytes of one channel of it over the batch.
+        kept_by: Index of the upstream whose training keeps it whole anyway; ``None`` where nothing does.
+    """
+
+    channel_bytes: Count
+    kept_by: int | None
+
+
+class InputGroup(Record):
+    """Layers that read the same tensors: their draws are nested and stored once."""
+
+    inputs: tuple[GroupInput, ...]
+
+
+class KeptBytes(Record):
+    """Memory an operation keeps for backward when a parameter upstream trains.
+
+    Args:
+        num_bytes: Its size.
+        upstream: Index of the upstream that makes it be kept.
+        line: ``residuals``, or ``always_trained`` for the stored input of an always-trained weight.
+        storage: Storage kept; ``None`` for a mask or positions made for backward alone.
+    """
+
+    num_bytes: Count
+    upstream: Count
+    line: str
+    storage: int | None
+
+
+class OperationCosts(Record):
+    """One operation of the forward pass.
+
+    Args:
+        target: Operation name.
+        module: Module path.
+        allocates: Storages it writes first.
+        last_reads: Storages nothing reads after it in the forward pass.
+        kept: What it keeps for backward.
+        macs: Forward multiply-adds.
+        gradients: Index of the upstream of each factor whose gradient costs ``macs`` more.
+    """
+
+    target: str
+    module: str
+    allocates: tuple[Count, ...] = ()
+    last_reads: tuple[Count, ...] = ()
+    kept: tuple[KeptBytes, ...] = ()
+    macs: Count = 0
+    gradients: tuple[Count, ...] = ()
+
+
+class Lines(Record):
+    """The ledger's lines, in bytes; ``None`` where not predicted yet."""
+
+    gradients: Count
+    saved_activations: Count
+    optimizer_state: Count
+    draw_index: Count
+    active_weights: Count
+    always_trained: Count
+    residuals: Count
+    weights: Count
+    inputs: Count
+    workspace: Count | None = None
+
+
+UPDATE_LINES: Final = ("gradients", "saved_activations", "optimizer_state", "draw_index")
+TRAINING_LINES: Final = (*UPDATE_LINES, "active_weights", "always_trained", "residuals")
+PEAK_LINES: Final = (*TRAINING_LINES, "weights", "inputs", "workspace")
+
+
+class Scopes(Record):
+    """Sums of lines that a budget can hold, in bytes; the peak is ``None`` until the workspace is predicted."""
+
+    update: Count
+    training: Count
+    peak: Count | None = None
+
+
+class Ledger(Record):
+    """Lines and the scopes they add up to."""
+
+    lines: Lines
+    scopes: Scopes
+
+    @classmethod
+    def of(cls, lines: Lines) -> "Ledger":
+        """Add the lines up."""
+        update = sum(getattr(lines, name) for name in UPDATE_LINES)
+        training = sum(getattr(lines, name) for name in TRAINING_LINES)
+        peak = None if lines.workspace is None else sum(getattr(lines, name) for name in PEAK_LINES)
+        return cls(lines=lines, scopes=Scopes(update=update, training=training, peak=peak))
+
+
+class CostTable(Record):
+    """Everything a step can cost, as a function of the channels drawn per layer.
+
+    Args:
+        batch_size: Samples in the step.
+        layers: Eligible layers in order of first use.
+        groups: Input groups.
+        upstreams: Sets of layers that kept memory refers to.
+        operations: The forward pass.
+        storages: Bytes of every storage the forward pass allocates.
+        always_trained_bytes: Gradients and optimizer state of what always trains.
+        weight_bytes: Parameters and buffers.
+        input_bytes: The batch and its targets.
+        dense_saved_bytes: What autograd keeps when the whole model trains.
+        dense_gradient_bytes: Gradients of the whole model.
+        dense_optimizer_bytes: Optimizer state of the whole model.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)]
+    layers: tuple[LayerCosts, ...]
+    groups: tuple[InputGroup, ...]
+    upstreams: tuple[Upstream, ...]
+    operations: tuple[OperationCosts, ...]
+    storages: tuple[Count, ...]
+    always_trained_bytes: Count
+    weight_bytes: Count
+    input_bytes: Count
+    dense_saved_bytes: Count
+    dense_gradient_bytes: Count
+    dense_optimizer_bytes: Count
+
+    def ledger(self, counts: Sequence[int]) -> Ledger:
+        """The ledger when ``counts[i]`` channels of layer ``i`` are drawn."""
+        active = self.active_bits(counts)
+        trained = [(layer, count) for layer, count in zip(self.layers, counts, strict=True) if count]
+        kept = self.kept_bytes(active)
+        drawn = self.group_counts(counts)
+        lines = Lines(
+            gradients=sum(count * layer.gradient_bytes for layer, count in trained),
+            saved_activations=sum(count * self.channel_bytes(group, active) for group, count in drawn.items()),
+            optimizer_state=sum(
+                count * layer.optimizer_bytes + layer.optimizer_tensor_bytes for layer, count in trained
+            ),
+            draw_index=sum(count * INDEX_BYTES for count in drawn.values()),
+            active_weights=sum(count * layer.active_weight_bytes for layer, count in trained),
+            always_trained=self.always_trained_bytes
+            + kept.get("always_trained", 0)
+            + sum(layer.bias_bytes for layer, _ in trained),
+            residuals=kept.get("residuals", 0),
+            weights=self.weight_bytes,
+            inputs=self.input_bytes,
+        )
+        return Ledger.of(lines)
+
+    def active_bits(self, counts: Sequence[int]) -> int:
+        """Bit set of the layers with channels drawn."""
+        return sum(1 << index for index, count in enumerate(counts) if count)
+
+    def is_trained(self, upstream: int, active: int) -> bool:
+        """Whether anything of an upstream trains when the ``active`` layers do."""
+        found = self.upstreams[upstream]
+        return found.always or bool(found.bits & active)
+
+    def channel_bytes(self, group: int, active: int) -> int:
+        """Bytes one drawn channel of an input group stores; nothing where the input is kept anyway."""
+        return sum(
+            tensor.channel_bytes
+            for tensor in self.groups[group].inputs
+            if tensor.kept_by is None or not self.is_trained(tensor.kept_by, active)
+        )
+
+    def group_counts(self, counts: Sequence[int]) -> dict[int, int]:
+        """Channels stored per input group: the most any member draws."""
+        most: dict[int, int] = {}
+        for layer, count in zip(self.layers, counts, strict=True):
+            if count:
+                most[layer.group] = max(most.get(layer.group, 0), count)
+        return most
+
+    def kept_bytes(self, active: int) -> dict[str, int]:
+        """What is kept besides the drawn channels, by ledger line."""
+        totals: dict[str, int] = {}
+        for (line, upstream), num_bytes in self.kept_terms.items():
+            if self.is_trained(upstream, active):
+                totals[line] = totals.get(line, 0) + num_bytes
+        return totals
+
+    @cached_property
+    def kept_terms(self) -> Mapping[tuple[str, int], int]:
+        """Kept bytes by line and upstream."""
+        terms: dict[tuple[str, int], int] = {}
+        for operation in self.operations:
+            for kept in operation.kept:
+                key = (kept.line, kept.upstream)
+                terms[key] = terms.get(key, 0) + kept.num_bytes
+        return terms
+
+    @cached_property
+    def gradient_terms(self) -> Mapping[int, int]:
+        """Multiply-adds of gradients towards earlier layers, by upstream."""
+        terms: dict[int, int] = {}
+        for operation in self.operations:
+            for upstream in operation.gradients:
+                terms[upstream] = terms.get(upstream, 0) + operation.macs
+        return terms
+
+    @property
+    def forward_macs(self) -> int:
+        """Multiply-adds of the forward pass."""
+        return sum(operation.macs for operation in self.operations)
+
+    def backward_macs(self, counts: Sequence[int]) -> int:
+        """Multiply-adds of the backward pass: drawn weight gradients and the gradients that lead to them."""
+        active = self.active_bits(counts)
+        towards = sum(macs for upstream, macs in self.gradient_terms.items() if self.is_trained(upstream, active))
+        return towards + self.weight_grad_macs(counts)
+
+    def weight_grad_macs(self, counts: Sequence[int]) -> int:
+        """Multiply-adds of the drawn weight gradients."""
+        return sum(layer.weight_grad_macs * count for layer, count in zip(self.layers, counts, strict=True))
+
+    def scope_bytes(self, counts: Sequence[int], scope: Scope) -> int:
+        """Bytes the budget of that scope is held against."""
+        scopes = self.ledger(counts).scopes
+        return scopes.training if scope is Scope.TRAINING else scopes.update
+
+    def index_of(self, layer_name: str) -> int:
+        """Position of a layer in the table."""
+        return self._positions[layer_name]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {layer.name: index for index, layer in enumerate(self.layers)}

@@ -1,0 +1,314 @@
+"""Which layers to train and how many channels of each: a knapsack solved by OR-Tools CP-SAT.
+
+The only room that imports ortools.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from ortools.sat.python import cp_model
+
+from trady.planner.ledger import INDEX_BYTES, CostTable
+from trady.planner.options import Scope
+
+#: Total value in objective units: large enough that floored marginals lose nothing that matters.
+_VALUE_UNITS: Final = 10**12
+#: Segments of a layer's value curve; below this many channels the curve is exact.
+_SEGMENTS: Final = 16
+#: Share of the best value that may be given up for fewer residual bytes.
+TOLERANCE: Final = 1e-3
+_SEARCH_GAP: Final = 2e-4
+
+
+class SolverStatus(StrEnum):
+    """How a search ended."""
+
+    OPTIMAL = "optimal"
+    """Proven within :data:`TOLERANCE` of the best."""
+    FEASIBLE = "feasible"
+    """Stopped by the time limit; the gap says how far from the bound."""
+    INFEASIBLE = "infeasible"
+    """No layer can be trained within the limits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a selection must respect.
+
+    Args:
+        budget_bytes: Bytes of the scope.
+        scope: Lines the budget holds.
+        min_channels: Fewest channels a chosen layer trains (or all of them, where it has fewer).
+        max_backward_macs: Most multiply-adds of the backward pass; ``None`` for no limit.
+        horizon: Number of draws a layer's value looks ahead; 1 for a static choice.
+        deterministic_time: Search effort, in CP-SAT's deterministic seconds.
+        seed: Seed of the search.
+    """
+
+    budget_bytes: int
+    scope: Scope
+    min_channels: int = 1
+    max_backward_macs: int | None = None
+    horizon: float = 4.0
+    deterministic_time: float = 8.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chosen channel counts.
+
+    Args:
+        counts: Channels of each layer of the cost table.
+        status: How the search ended.
+        value: Value of the counts, as a share of the value of training everything.
+        bound: Proven upper bound of that share.
+    """
+
+    counts: tuple[int, ...]
+    status: SolverStatus
+    value: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """Distance to the bound, relative to it."""
+        return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive channels of a layer that are worth the same each."""
+
+    channels: int
+    units: int
+
+
+def coverage_value(share: float, horizon: float) -> float:
+    """Expected share of a layer's channels reached after ``horizon`` draws of ``share`` of them."""
+    return float(1.0 - (1.0 - share) ** horizon)
+
+
+def value_segments(channels: int, total_units: float, horizon: float) -> list[Segment]:
+    """A layer's value curve in pieces whose integer marginals never increase.
+
+    Floored values would not be concave; floored marginals are.
+    """
+    if horizon <= 1.0:
+        return [Segment(channels, int(total_units / channels))]
+    edges = sorted({round(channels * step / _SEGMENTS) for step in range(_SEGMENTS + 1)})
+    segments = []
+    for start, end in zip(edges, edges[1:], strict=False):
+        gained = coverage_value(end / channels, horizon) - coverage_value(start / channels, horizon)
+        segments.append(Segment(end - start, int(gained * total_units / (end - start))))
+    return segments
+
+
+def solve(table: CostTable, values: Sequence[float], limits: Limits) -> Selection:
+    """Choose channel counts of the greatest value within the limits.
+
+    Args:
+        table: Costs of the eligible layers.
+        values: Gradient norm of each layer, summed over its channels.
+        limits: Budget and other bounds.
+
+    Returns:
+        The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
+    """
+    model = _Model(table, values, limits)
+    found = model.maximise()
+    if found is None or not any(found.counts):
+        return Selection((0,) * len(table.layers), SolverStatus.INFEASIBLE, 0.0, 0.0 if found is None else found.bound)
+    return model.with_fewest_residuals(found)
+
+
+@dataclass
+class _Variables:
+    counts: list[cp_model.LinearExpr] = field(default_factory=list)
+    drawn: list[cp_model.IntVar] = field(default_factory=list)
+    segments: list[list[cp_model.IntVar]] = field(default_factory=list)
+
+
+class _Model:
+    """The integer program of one budget."""
+
+    def __init__(self, table: CostTable, values: Sequence[float], limits: Limits) -> None:
+        self._table, self._limits = table, limits
+        self._total = max(sum(values), 1e-300)
+        curves = (
+            value_segments(layer.in_channels, _VALUE_UNITS * value / self._total, limits.horizon)
+            for layer, value in zip(table.layers, values, strict=True)
+        )
+        self._curves = list(curves)
+        self._model = cp_model.CpModel()
+        self._variables = _Variables()
+        self._trained: dict[int, cp_model.IntVar] = {}
+        self._add_layers()
+        self._value = sum(
+            segment.units * variable
+            for curve, variables in zip(self._curves, self._variables.segments, strict=True)
+            for segment, variable in zip(curve, variables, strict=True)
+        )
+        self._residuals = self._kept_expression(("residuals",))
+        self._add_budget()
+        self._add_backward_limit()
+
+    def maximise(self) -> Selection | None:
+        """The best value; ``None`` where the limits allow nothing."""
+        self._model.maximize(self._value)
+        solver = self._solver(_SEARCH_GAP)
+        status = solver.solve(self._model)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None
+        return self._selection(solver, solver.best_objective_bound / _VALUE_UNITS)
+
+    def with_fewest_residuals(self, best: Selection) -> Selection:
+        """Give up at most the tolerance of the value for a shallower backward pass."""
+        floor = min(best.value, best.bound * (1 - TOLERANCE))
+        self._model.add(self._value >= int(floor * _VALUE_UNITS))
+        self._model.minimize(self._residuals)
+        self._model.clear_hints()
+        for variables, counts in zip(self._variables.segments, self._hints(best.counts), strict=True):
+            for variable, count in zip(variables, counts, strict=True):
+                self._model.add_hint(variable, count)
+        solver = self._solver(TOLERANCE)
+        status = solver.solve(self._model)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return best
+        return self._selection(solver, best.bound)
+
+    def _add_layers(self) -> None:
+        for layer, curve in zip(self._table.layers, self._curves, strict=True):
+            variables = [self._model.new_int_var(0, segment.channels, "") for segment in curve]
+            drawn = self._model.new_bool_var(layer.name)
+            count = sum(variables)
+            least = min(self._limits.min_channels, layer.in_channels)
+            self._model.add(count >= least * drawn)
+            self._model.add(count <= layer.in_channels * drawn)
+            self._variables.segments.append(variables)
+            self._variables.counts.append(count)
+            self._variables.drawn.append(drawn)
+
+    def _add_budget(self) -> None:
+        table, limits = self._table, self._limits
+        spent = sum(
+            count * self._weight_bytes(index) + self._fixed_bytes(index) * drawn
+            for index, (count, drawn) in enumerate(zip(self._variables.counts, self._variables.drawn, strict=True))
+        )
+        spent = spent + sum(self._stored_bytes(group) for group in range(len(table.groups)))
+        if limits.scope is Scope.TRAINING:
+            spent = spent + table.always_trained_bytes + self._kept_expression(("residuals", "always_trained"))
+        self._model.add(spent <= limits.budget_bytes)
+
+    def _weight_bytes(self, index: int) -> int:
+        layer = self._table.layers[index]
+        update = layer.gradient_bytes + layer.optimizer_bytes
+        return update + (layer.active_weight_bytes if self._limits.scope is Scope.TRAINING else 0)
+
+    def _fixed_bytes(self, index: int) -> int:
+        layer = self._table.layers[index]
+        return layer.optimizer_tensor_bytes + (layer.bias_bytes if self._limits.scope is Scope.TRAINING else 0)
+
+    def _stored_bytes(self, group: int) -> cp_model.LinearExpr | int:
+        """Stored inputs and indices of an input group: its members' draws are nested."""
+        members = [count for layer, count in zip(self._table.layers, self._variables.counts, strict=True) if layer.group == group]
+        most = max(layer.in_channels for layer in self._table.layers if layer.group == group)
+        if len(members) == 1:
+            stored: cp_model.LinearExpr = members[0]
+        else:
+            stored = self._model.new_int_var(0, most, "")
+            for count in members:
+                self._model.add(stored >= count)
+        spent = INDEX_BYTES * stored
+        for tensor in self._table.groups[group].inputs:
+            if tensor.kept_by is None:
+                spent = spent + tensor.channel_bytes * stored
+            elif not self._table.upstreams[tensor.kept_by].always:
+                paid = self._model.new_int_var(0, most, "")
+                self._model.add(paid >= stored).only_enforce_if(~self._trained_by(tensor.kept_by))
+                spent = spent + tensor.channel_bytes * paid
+        return spent
+
+    def _kept_expression(self, lines: tuple[str, ...]) -> cp_model.LinearExpr | int:
+        total: cp_model.LinearExpr | int = 0
+        for (line, upstream), num_bytes in self._table.kept_terms.items():
+            if line in lines:
+                total = total + num_bytes * self._trained_by(upstream)
+        return total
+
+    def _add_backward_limit(self) -> None:
+        if self._limits.max_backward_macs is None:
+            return
+        towards = sum(macs * self._trained_by(upstream) for upstream, macs in self._table.gradient_terms.items())
+        weights = sum(
+            layer.weight_grad_macs * count
+            for layer, count in zip(self._table.layers, self._variables.counts, strict=True)
+        )
+        self._model.add(towards + weights <= self._limits.max_backward_macs)
+
+    def _trained_by(self, upstream: int) -> cp_model.IntVar:
+        """Whether anything of an upstream trains; each is implied by the largest one inside it and the rest."""
+        if upstream in self._trained:
+            return self._trained[upstream]
+        bits = self._table.upstreams[upstream].bits
+        if self._table.upstreams[upstream].always:
+            variable = self._model.new_constant(1)
+        else:
+            variable = self._model.new_bool_var("")
+            sources = self._sources(bits)
+            self._model.add_bool_or([*sources, ~variable])
+            for source in sources:
+                self._model.add_implication(source, variable)
+        self._trained[upstream] = variable
+        return variable
+
+    def _sources(self, bits: int) -> list[cp_model.IntVar]:
+        """Variables whose disjunction is "any of these layers is drawn", through the largest set already known."""
+        inside = {
+            known: found.bits
+            for known in self._trained
+            if not (found := self._table.upstreams[known]).always and not found.bits & ~bits
+        }
+        sources = []
+        if inside:
+            largest = max(inside, key=lambda known: inside[known].bit_count())
+            sources.append(self._trained[largest])
+            bits &= ~inside[largest]
+        return sources + [drawn for index, drawn in enumerate(self._variables.drawn) if bits >> index & 1]
+
+    def _solver(self, gap: float) -> cp_model.CpSolver:
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = self._limits.seed
+        solver.parameters.max_deterministic_time = self._limits.deterministic_time
+        solver.parameters.relative_gap_limit = gap
+        solver.parameters.linearization_level = 2
+        return solver
+
+    def _selection(self, solver: cp_model.CpSolver, bound: float) -> Selection:
+        counts = tuple(sum(solver.value(variable) for variable in variables) for variables in self._variables.segments)
+        value = sum(
+            self._units(index, count) for index, count in enumerate(counts)
+        ) / _VALUE_UNITS
+        bound = max(bound, value)
+        proven = bound - value <= TOLERANCE * bound * (1 + 1e-9)
+        return Selection(counts, SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE, value, bound)
+
+    def _units(self, index: int, count: int) -> int:
+        """Value of ``count`` channels of a layer: segments fill in order, the dearest first."""
+        return sum(
+            segment.units * part
+            for segment, part in zip(self._curves[index], self._filled(index, count), strict=True)
+        )
+
+    def _filled(self, index: int, count: int) -> list[int]:
+        parts = []
+        for segment in self._curves[index]:
+            parts.append(min(segment.channels, count))
+            count -= parts[-1]
+        return parts
+
+    def _hints(self, counts: Sequence[int]) -> list[list[int]]:
+        return [self._filled(index, count) for index, count in enumerate(counts)]
