@@ -129,7 +129,7 @@ def _carried_shape(model: nn.Module) -> tuple[int, ...] | None:
         config = getattr(model, attribute, None)
         size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
         if isinstance(size, tuple | list) and len(size) == 3:
-            channels = getattr(first_weighted_layer(model)[1], "in_channels", size[0])
+            channels: Any = getattr(first_weighted_layer(model)[1], "in_channels", size[0])
             return (int(channels), int(size[1]), int(size[2]))
     return None
 

@@ -19,22 +19,26 @@ import torch
 from trady.planner.errors import LoadingError, UntrustedPickleError
 from trady.planner.pickles import scan_pickle, torch_default_names
 
-_OPERATOR: Final = re.compile(r"torch\.ops\.\w+\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+")
-_OPERATOR_NAMES: Final = frozenset(
-    "add sub mul truediv floordiv mod pow neg pos lt le eq ne gt ge and_ or_ xor not_ getitem lshift rshift".split()
+_OPERATOR: Final = re.compile(
+    r"torch\.ops\.(aten|prims|torchvision|quantized_decomposed)\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+|"
+    r"torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond|invoke_subgraph)"
+)
+_FILE_OPERATOR: Final = re.compile(r"torch\.ops\.\w+\.(from_file|save|load)\b.*")  # operators that touch files
+_PYTHON_OPERATOR: Final = re.compile(
+    "add|sub|mul|truediv|floordiv|mod|pow|neg|pos|lt|le|eq|ne|gt|ge|and_|or_|xor|not_|getitem|lshift|rshift"
 )
 _NAME: Final = re.compile(r"[\w.]*")
 _EXPRESSION_WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _EXPRESSION: Final = re.compile(r"[\w\s+\-*/(),<>=!&|~]*(\d\.\d[\w\s+\-*/(),<>=!&|~]*)*")
 _SYMBOL: Final = re.compile(r"[suz]+f?\d+")
 _SYMBOL_CALL: Final = re.compile(r"Symbol\('[suz]+f?\d+'(, \w+=(True|False))*\)")
-_FUNCTIONS: Final = frozenset(
-    "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural "
-    "FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt ToFloat Identity Max Min Eq Ne Lt Le Gt Ge "
-    "And Or Not Add Mul Pow Rational Float True False oo int_oo Integer ceiling floor".split()
+_EXPRESSION_FUNCTION: Final = re.compile(
+    "FloorDiv|ModularIndexing|Where|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|"
+    "FloatPow|FloatTrueDiv|IntTrueDiv|TruncToFloat|TruncToInt|RoundToInt|ToFloat|Identity|Max|Min|Eq|Ne|Lt|Le|Gt|Ge|"
+    "And|Or|Not|Add|Mul|Pow|Rational|Float|True|False|oo|int_oo|Integer|ceiling|floor"
 )
 _TREE_TYPES: Final = frozenset({"builtins.list", "builtins.tuple", "builtins.dict", "collections.OrderedDict"})
-_PICKLES: Final = re.compile(r"(.*/)?(data/(sample_inputs|weights|constants)/[^/]*\.pt|serialized_\w+\.(pt|json))")
+_PICKLES: Final = re.compile(r"(data/(sample_inputs|weights|constants)/[^/]*\.pt|serialized_\w+\.(pt|json))")
 _LEGACY_PROGRAM: Final = "serialized_exported_program.json"
 
 
@@ -67,13 +71,8 @@ def load_exported_program(path: Path, trust_pickle: bool) -> torch.export.Export
 
 
 def _check_archive(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        findings = [finding for name in names for finding in _findings(archive, name)]
-    if len(names) != len(set(names)):
-        findings.append("members of the same name")
-    if findings:
-        unique = list(dict.fromkeys(findings))
+    unique = list(dict.fromkeys(finding for name, data in _members(path) for finding in _findings(name, data)))
+    if unique:
         raise UntrustedPickleError(
             f"{path} holds more than tensors and operators, so it was not opened: {'; '.join(unique[:8])}. "
             "Give --trust-pickle only if you trust where the file comes from (it can run any code).",
@@ -81,16 +80,37 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _findings(archive: zipfile.ZipFile, name: str) -> Iterator[str]:
-    inner = name if name.startswith("serialized_") else name.partition("/")[2]
-    if inner.startswith("data/aotinductor/") or inner.endswith((".so", ".pyd", ".dll")):
-        yield f"compiled code {name}"
-    elif name == _LEGACY_PROGRAM or re.fullmatch(r"models/[^/]+\.json", inner):
-        yield from _program_findings(json.loads(archive.read(name)))
-    elif _PICKLES.fullmatch(inner):
-        yield from _pickle_findings(name, archive.read(name))
-    elif inner.endswith("_config.json"):
-        yield from _payload_findings(json.loads(archive.read(name)))
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Members as torch's reader sees them, and as Python's does, which torch uses for older archives."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            inner = name if name.startswith("serialized_") else name.partition("/")[2]
+            yield inner, archive.read(name) if _is_read(inner) else b""
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+    except RuntimeError:
+        return
+    for name in reader.get_all_records():
+        yield name, reader.get_record(name) if _is_read(name) else b""
+
+
+def _is_read(name: str) -> bool:
+    """Everything but raw tensors."""
+    return name.endswith(".json") or bool(_PICKLES.fullmatch(name))
+
+
+def _findings(name: str, data: bytes) -> Iterator[str]:
+    try:
+        if name.startswith("data/aotinductor/") or name.endswith((".so", ".pyd", ".dll")):
+            yield f"compiled code {name}"
+        elif name == _LEGACY_PROGRAM or re.fullmatch(r"models/.+\.json", name):
+            yield from _program_findings(json.loads(data))
+        elif _PICKLES.fullmatch(name):
+            yield from _pickle_findings(name, data)
+        elif name.endswith("_config.json"):
+            yield from _payload_findings(json.loads(data))
+    except (ValueError, AttributeError):
+        yield f"unreadable {name}"
 
 
 def _pickle_findings(name: str, data: bytes) -> Iterator[str]:
@@ -136,7 +156,7 @@ def _program_findings(program: Any, key: str = "") -> Iterator[str]:
 
 
 def _text_findings(key: str, text: str) -> Iterator[str]:
-    if key == "target":
+    if key in ("target", "as_operator"):
         if not _is_known_operator(text):
             yield f"operator {text!r}"
     elif key == "expr_str":
@@ -149,15 +169,19 @@ def _text_findings(key: str, text: str) -> Iterator[str]:
 
 
 def _is_known_operator(target: str) -> bool:
-    if "__" in target or not _OPERATOR.fullmatch(target):
+    if "__" in target or not _OPERATOR.fullmatch(target) or _FILE_OPERATOR.match(target):
         return False
-    return not target.startswith("_operator.") or target.split(".")[1] in _OPERATOR_NAMES
+    return not target.startswith("_operator.") or bool(_PYTHON_OPERATOR.fullmatch(target.split(".")[1]))
 
 
 def _is_plain_expression(text: str) -> bool:
     text = _SYMBOL_CALL.sub("s0", text)
     words = _EXPRESSION_WORD.findall(text)
-    return bool(_EXPRESSION.fullmatch(text)) and all(_SYMBOL.fullmatch(word) or word in _FUNCTIONS for word in words)
+    return bool(_EXPRESSION.fullmatch(text)) and all(map(_is_expression_word, words))
+
+
+def _is_expression_word(word: str) -> bool:
+    return bool(_SYMBOL.fullmatch(word) or _EXPRESSION_FUNCTION.fullmatch(word))
 
 
 def _tree_types(text: str) -> Iterator[str]:

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import json
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,10 +19,9 @@ from torch import nn
 
 from trady.planner.errors import LoadingError
 from trady.planner.example_inputs import InputSpec
+from trady.planner.network import can_reach, hub_host, quick_network
 from trady.planner.training_step import Inputs, LossFunction
 
-_REACH_SECONDS: Final = 3.0
-_SOCKET_SECONDS: Final = 10.0
 _IMAGE_INPUT_CHANNELS: Final = 3
 
 
@@ -182,65 +180,6 @@ def _without_weights(name: str, reason: object) -> str:
     )
 
 
-# --- the network ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def quick_network(host: str) -> Iterator[None]:
-    """Fail fast without a network: a short socket timeout, and the Hugging Face hub offline if the host is silent."""
-    import socket
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SOCKET_SECONDS)
-    try:
-        with nullcontext() if can_reach(host) else _hub_offline():
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-@contextmanager
-def _hub_offline() -> Iterator[None]:
-    try:
-        constants = importlib.import_module("huggingface_hub.constants")
-    except ImportError:
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def can_reach(host: str) -> bool:
-    """Whether a connection to the host opens within a few seconds; taken for granted behind a proxy."""
-    import socket
-    from urllib.request import getproxies
-
-    if getproxies().get("https"):
-        return True
-    opened = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, 443), timeout=_REACH_SECONDS).close()
-            opened.set()
-        except OSError:
-            pass
-
-    attempt = threading.Thread(target=connect, daemon=True)  # name resolution itself has no timeout
-    attempt.start()
-    attempt.join(_REACH_SECONDS)
-    return opened.is_set()
-
-
-def _hub_host() -> str:
-    constants = importlib.import_module("huggingface_hub.constants")
-    return urlparse(constants.ENDPOINT).hostname or "huggingface.co"
-
-
 # --- torchvision ---------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +259,7 @@ def _build_timm(name: str, options: BuildOptions) -> Built:
     heads = {} if options.num_classes is None else {"num_classes": options.num_classes}
     if options.wants_weights:
         try:
-            with quick_network(_hub_host()):
+            with quick_network(hub_host()):
                 built.model = timm.create_model(name, pretrained=True)
             built.weights = WeightsOrigin.PRETRAINED
             return built
@@ -336,7 +275,7 @@ def _build_timm(name: str, options: BuildOptions) -> Built:
 
 def _build_transformers(name: str, options: BuildOptions) -> Built:
     transformers = _import_package("transformers", "text")
-    with quick_network(_hub_host()):
+    with quick_network(hub_host()):
         config, has_weights = _transformers_config(transformers, name)
         if options.num_classes is not None:
             config.num_labels = options.num_classes
@@ -367,9 +306,9 @@ def _transformers_config(transformers: Any, name: str) -> tuple[Any, bool]:
     types = list(importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES)
     if Path(name).exists():
         return _call(f"transformers:{name}", lambda: auto.from_pretrained(name, trust_remote_code=False)), True
-    for model_type in (name, name.replace("-", "_"), name.replace("_", "-")):
-        if model_type in types:
-            return _call(f"transformers:{name}", lambda: auto.for_model(model_type)), False
+    model_type = next((t for t in (name, name.replace("-", "_"), name.replace("_", "-")) if t in types), None)
+    if model_type is not None:
+        return _call(f"transformers:{name}", lambda: auto.for_model(model_type)), False
     named = getattr(transformers, name, None) if name.endswith("Config") else None
     if isinstance(named, type):
         return _call(f"transformers:{name}", named), False

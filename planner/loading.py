@@ -241,9 +241,11 @@ def _exported_inputs(path: Path, positional: tuple[Any, ...], keywords: dict[str
 
 def _unpickle(path: Path, trust_pickle: bool) -> Any:
     try:
-        if zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start == b"PK\x03\x04" and zipfile.is_zipfile(path):  # what torch.load looks at
             return _unpickle_archive(path, trust_pickle)
-        return _unpickle_old_file(path, trust_pickle)
+        return _unpickle_old_file(path, start, trust_pickle)
     except LoadingError:
         raise
     except Exception as error:
@@ -267,11 +269,9 @@ def _unpickle_archive(path: Path, trust_pickle: bool) -> Any:
     return load_safely(path, reader.get_record("data.pkl"))
 
 
-def _unpickle_old_file(path: Path, trust_pickle: bool) -> Any:
+def _unpickle_old_file(path: Path, start: bytes, trust_pickle: bool) -> Any:
     """Files from before torch 1.6, or plain pickles: opened with torch's own defaults, no allow-list."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK":
+    if start.startswith(b"PK"):
         raise LoadingError(f"{path} is cut short: its archive has no end. Save or download it again.")
     if not start.startswith(b"\x80"):
         raise LoadingError(f"{path} is not a model file: it begins with {start!r}. A model is {_MODEL_FORMS}.")

@@ -32,6 +32,7 @@ ACTIVATION_NAMES: Final = (
     "torch.nn.functional.relu6",
     "torch.nn.functional.leaky_relu",
     "torch.nn.functional.hardswish",
+    "timm.layers.activations.gelu",
 )
 INERT_CLASSES: Final = (
     "torchvision.models.detection._utils.BalancedPositiveNegativeSampler",
@@ -80,7 +81,9 @@ class _PartialRecipe:
     """Stands in for ``functools.partial`` while a pickle is open; cannot be called."""
 
     def __init__(self, function: Any = None) -> None:
-        self.function, self.args, self.keywords = function, (), {}
+        self.function = function
+        self.args: tuple[Any, ...] = ()
+        self.keywords: dict[str, Any] = {}
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.function, self.args, self.keywords = state[0], tuple(state[1]), dict(state[2] or {})
@@ -281,12 +284,13 @@ def load_safely(path: Path, data: bytes) -> Any:
         refuse_names(path, foreign)
     classes = {name: resolve_name(name) for name in ours & allowed_names()}
     _check_classes(path, classes, scan)
-    allowed = [(item, name) for name, item in {**classes, **stand_ins}.items() if name in ours]
+    allowed: list[Any] = [(item, name) for name, item in {**classes, **stand_ins}.items() if name in ours]
     with torch.serialization.safe_globals(allowed):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(loaded, nn.Module):
-        _put_back_functions(path, loaded)
-        _check_instances(path, loaded)
+    for item in loaded.values() if isinstance(loaded, dict) else [loaded]:
+        if isinstance(item, nn.Module):
+            _put_back_functions(path, item)
+            _check_instances(path, item)
     return loaded
 
 

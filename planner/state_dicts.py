@@ -26,9 +26,9 @@ _CANDIDATES: Final = tuple(
         "resnet101 resnext50_32x4d wide_resnet50_2 shufflenet_v2_x0_5 shufflenet_v2_x1_0 squeezenet1_0 squeezenet1_1 "
         "swin_t swin_s swin_v2_t vgg11 vgg16 vgg16_bn vgg19 vit_b_16 vit_b_32",
         "timm": "convnext_tiny deit_tiny_patch16_224 deit_small_patch16_224 efficientnet_b0 efficientnet_lite0 "
-        "mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100 mobilevit_s resnet18 resnet26 resnet50 regnety_004 "
-        "swin_tiny_patch4_window7_224 vit_tiny_patch16_224 vit_small_patch16_224 vit_base_patch16_224 mixer_b16_224 "
-        "fbnetc_100 mnasnet_100 ghostnet_100 hrnet_w18 dla34 xcit_nano_12_p16_224 coat_tiny levit_128 "
+        "mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100 mobilevit_s resnet18 resnet26 resnet50 "
+        "regnety_004 swin_tiny_patch4_window7_224 vit_tiny_patch16_224 vit_small_patch16_224 vit_base_patch16_224 "
+        "mixer_b16_224 fbnetc_100 mnasnet_100 ghostnet_100 hrnet_w18 dla34 xcit_nano_12_p16_224 coat_tiny levit_128 "
         "poolformer_s12 edgenext_xx_small",
     }.items()
     for name in names.split()

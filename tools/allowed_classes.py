@@ -18,6 +18,7 @@ import enum
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -38,10 +39,10 @@ PACKAGES = (
 )
 MODULES = ("transformers.activations", "transformers.pytorch_utils")
 SKIPPED = ("convert_", "tokeniz", "processing", "modular_", "__main__", "_features_fx", "feature_extraction", "_api")
-FORBIDDEN_CALLS = frozenset(
-    "open eval exec compile __import__ import_module system popen run Popen load load_from_file from_pretrained "
-    "hf_hub_download cached_file snapshot_download urlopen load_state_dict_from_url load_file torch_load "
-    "remove unlink rmtree rename mkdir makedirs write_text write_bytes urlretrieve savez tofile to_file get_kernel".split()
+FORBIDDEN_CALLS = re.compile(
+    "open|eval|exec|compile|__import__|import_module|system|popen|run|Popen|load|load_from_file|from_pretrained|"
+    "hf_hub_download|cached_file|snapshot_download|urlopen|load_state_dict_from_url|load_file|torch_load|remove|unlink|"
+    "rmtree|rename|mkdir|makedirs|write_text|write_bytes|urlretrieve|savez|tofile|to_file|get_kernel"
 )
 BANNED_BASES = (torch.jit.ScriptModule, torch.fx.GraphModule, nn.modules.lazy.LazyModuleMixin)
 
@@ -85,7 +86,7 @@ def forbidden_callers(module: ModuleType) -> set[str]:
 
 
 def _is_forbidden(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and _called_name(node) in FORBIDDEN_CALLS
+    return isinstance(node, ast.Call) and bool(FORBIDDEN_CALLS.fullmatch(_called_name(node)))
 
 
 def _called_name(call: ast.Call) -> str:
