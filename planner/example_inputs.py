@@ -42,8 +42,8 @@ class InputSpec:
 def parse_input_specs(text: str, model: nn.Module | None = None) -> list[InputSpec]:
     """Read ``--input``: ``3x224x224``, ``tokens:128``, ``128``, several separated by commas.
 
-    A single number, and ``tokens:N``, are token ids where the model embeds tokens; otherwise a number is a
-    feature size. ``name:3x64x64`` gives the keyword argument an input goes to.
+    ``tokens:N`` is token ids, and so is a single number where the model embeds tokens first; otherwise a number is
+    a feature size. ``name:3x64x64`` gives the keyword argument an input goes to: ids and masks by those endings.
 
     Args:
         text: What the user typed; sizes leave the batch dimension out.
@@ -70,14 +70,18 @@ def _parse_spec(part: str, text: str, model: nn.Module | None) -> InputSpec:
     if 0 in shape:
         raise LoadingError(f"Input {text!r} has a size of 0. Every size must be at least 1, for instance 3x224x224.")
     name = match["name"]
-    vocab_size = vocab_size_of(model) if model is not None and len(shape) == 1 else None
-    if name == _TOKENS:
-        if model is not None and vocab_size is None:
+    if name == _TOKENS or (len(shape) == 1 and _takes_tokens(name, model)):
+        vocab_size = vocab_size_of(model) if model is not None else 1
+        if vocab_size is None:
             raise LoadingError(f"Input {text!r} asks for token ids, but the model has no embedding. Give 3x224x224.")
-        return InputSpec(shape, vocab_size or 1)
-    if model is not None and not isinstance(first_weighted_layer(model)[1], nn.Embedding) and name is None:
-        vocab_size = None
-    return InputSpec(shape, vocab_size, name)
+        return InputSpec(shape, vocab_size, None if name == _TOKENS else name)
+    return InputSpec(shape, name=name)
+
+
+def _takes_tokens(name: str | None, model: nn.Module | None) -> bool:
+    if name is not None:
+        return name.endswith("ids")
+    return model is not None and isinstance(first_weighted_layer(model)[1], nn.Embedding)
 
 
 def make_inputs(specs: list[InputSpec], batch_size: int = BATCH_SIZE) -> Inputs:
@@ -98,6 +102,8 @@ def _make_tensor(spec: InputSpec, batch_size: int, generator: torch.Generator) -
     shape = (batch_size, *spec.shape)
     if spec.vocab_size:
         return torch.randint(spec.vocab_size, shape, generator=generator)
+    if spec.name is not None and spec.name.endswith("mask"):
+        return torch.ones(shape, dtype=torch.long)
     return torch.randn(shape, generator=generator)
 
 
@@ -124,14 +130,16 @@ def infer_specs(model: nn.Module) -> tuple[list[InputSpec], str | None]:
 
 
 def _carried_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """``input_size`` of a timm model's pretrained configuration: ``[C, H, W]``."""
+    """``[C, H, W]`` by timm's pretrained configuration, or by the model's ``image_size``."""
     for attribute in ("pretrained_cfg", "default_cfg"):
         config = getattr(model, attribute, None)
         size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
         if isinstance(size, tuple | list) and len(size) == 3:
             channels: Any = getattr(first_weighted_layer(model)[1], "in_channels", size[0])
             return (int(channels), int(size[1]), int(size[2]))
-    return None
+    side = getattr(model, "image_size", None)  # torchvision's vision transformers
+    channels = getattr(first_weighted_layer(model)[1], "in_channels", None)
+    return (channels, side, side) if isinstance(side, int) and isinstance(channels, int) else None
 
 
 def first_weighted_layer(model: nn.Module) -> tuple[str, nn.Module | None]:
@@ -157,13 +165,12 @@ def _spec_of_layer(layer: nn.Module) -> InputSpec | None:
 
 
 def vocab_size_of(model: nn.Module) -> int | None:
-    """Number of token ids of a model: its configuration's, else its largest embedding's."""
+    """Number of token ids of a model: its configuration's, else its first embedding's."""
     config = getattr(model, "config", None)
     size = getattr(config, "vocab_size", None)
     if isinstance(size, int):
         return size
-    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
-    return max(sizes, default=None)
+    return next((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), None)
 
 
 def is_transformers_model(model: nn.Module) -> bool:
