@@ -23,6 +23,7 @@ from trady.planner.network import can_reach, hub_host, quick_network
 from trady.planner.training_step import Inputs, LossFunction
 
 _IMAGE_INPUT_CHANNELS: Final = 3
+_VIDEO_FRAMES: Final = 16
 
 
 class WeightsOrigin(StrEnum):
@@ -161,21 +162,33 @@ def _import_package(name: str, extra: str) -> Any:
         ) from error
 
 
-def _call(text: str, function: Callable[[], Any]) -> Any:
+def _make(text: str, function: Callable[[], Any], options: BuildOptions) -> Any:
+    """Call a library's builder on the asked device, quietly.
+
+    Some builders compute with tensors (RegNet), which the meta device cannot: they build on the CPU and move.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return function()
-    except LoadingError:
-        raise
+            try:
+                with options.device():
+                    return function()
+            except (NotImplementedError, RuntimeError):
+                if not options.meta:
+                    raise
+                return function().to("meta")
     except Exception as error:
-        raise LoadingError(f"{text} cannot be built: {type(error).__name__}: {error}.") from error
+        raise LoadingError(f"{text} cannot be built: {type(error).__name__}: {_first_line(error)}.") from error
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _without_weights(name: str, reason: object) -> str:
-    first_line = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     return (
-        f"Weights of {name} could not be had ({first_line}); they are random, so priorities will be uniform. "
+        f"Weights of {name} could not be had ({_first_line(reason)}); they are random, so priorities will be uniform. "
         "Give a file with weights for a plan worth training with."
     )
 
@@ -198,8 +211,7 @@ def _build_torchvision(name: str, options: BuildOptions) -> Built:
             return built
         except Exception as error:
             built.notes.append(_without_weights(f"torchvision:{name}", error))
-    with options.device():
-        built.model = _call(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **extra))
+    built.model = _make(f"torchvision:{name}", lambda: models.get_model(name, weights=None, **extra), options)
     return built
 
 
@@ -224,10 +236,16 @@ def _torchvision_arguments(builder: Callable[..., Any], options: BuildOptions) -
 
 
 def _torchvision_specs(weights: Any) -> list[InputSpec] | None:
-    size = getattr(_transforms_of(weights), "crop_size", None)
+    transforms = _transforms_of(weights)
+    size = getattr(transforms, "crop_size", None)
     if not size or isinstance(size, int):
         return None
-    return [InputSpec((_IMAGE_INPUT_CHANNELS, int(size[0]), int(size[-1])))]
+    frames = (_VIDEO_FRAMES,) if _is_video(transforms) else ()
+    return [InputSpec((_IMAGE_INPUT_CHANNELS, *frames, int(size[0]), int(size[-1])))]
+
+
+def _is_video(transforms: Any) -> bool:
+    return type(transforms).__name__ == "VideoClassification"
 
 
 def _transforms_of(weights: Any) -> Any:
@@ -237,7 +255,7 @@ def _transforms_of(weights: Any) -> Any:
 def _torchvision_preprocessing(weights: Any) -> Preprocessing | None:
     transforms = _transforms_of(weights)
     crop, resize = getattr(transforms, "crop_size", None), getattr(transforms, "resize_size", None)
-    if not crop or not resize or isinstance(crop, int):
+    if not crop or not resize or isinstance(crop, int) or _is_video(transforms):
         return None
     return Preprocessing(
         mean=tuple(transforms.mean),
@@ -265,8 +283,7 @@ def _build_timm(name: str, options: BuildOptions) -> Built:
             return built
         except Exception as error:
             built.notes.append(_without_weights(f"timm:{name}", error))
-    with options.device():
-        built.model = _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **heads))
+    built.model = _make(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **heads), options)
     return built
 
 
@@ -290,8 +307,7 @@ def _build_transformers(name: str, options: BuildOptions) -> Built:
                 built.notes.append(_without_weights(f"transformers:{name}", error))
         elif options.wants_weights:
             built.notes.append(_without_weights(f"transformers:{name}", "a configuration has none"))
-        with options.device():
-            built.model = _call(f"transformers:{name}", lambda: _from_config(kind, config))
+        built.model = _make(f"transformers:{name}", lambda: _from_config(kind, config), options)
     return built
 
 
@@ -302,22 +318,22 @@ def _from_config(kind: Any, config: Any) -> nn.Module:
 
 def _transformers_config(transformers: Any, name: str) -> tuple[Any, bool]:
     """A configuration, and whether the name can have weights too."""
-    auto = transformers.AutoConfig
+    auto, here = transformers.AutoConfig, BuildOptions()
     types = list(importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES)
     if Path(name).exists():
-        return _call(f"transformers:{name}", lambda: auto.from_pretrained(name, trust_remote_code=False)), True
+        return _make(f"transformers:{name}", lambda: auto.from_pretrained(name, trust_remote_code=False), here), True
     model_type = next((t for t in (name, name.replace("-", "_"), name.replace("_", "-")) if t in types), None)
     if model_type is not None:
-        return _call(f"transformers:{name}", lambda: auto.for_model(model_type)), False
+        return _make(f"transformers:{name}", lambda: auto.for_model(model_type), here), False
     named = getattr(transformers, name, None) if name.endswith("Config") else None
     if isinstance(named, type):
-        return _call(f"transformers:{name}", named), False
+        return _make(f"transformers:{name}", named, here), False
     try:
         return auto.from_pretrained(name, trust_remote_code=False), True
     except Exception as error:
         raise LoadingError(
             f"transformers knows no model {name!r}: not a local folder, not a model type, and the hub answered: "
-            f"{str(error).strip().splitlines()[0]}{_closest(name, types)}"
+            f"{_first_line(error)}.{_closest(name, types)}"
         ) from error
 
 
@@ -328,7 +344,7 @@ def _transformers_class(transformers: Any, config: Any) -> Any:
             return named
     tasks = ["ImageClassification", "MaskedLM", "CausalLM", "SequenceClassification", "Seq2SeqLM"]
     if getattr(config, "is_encoder_decoder", False):
-        tasks.insert(0, "Seq2SeqLM")
+        tasks = ["Seq2SeqLM", "SpeechSeq2Seq", *tasks]
     for task in tasks:
         if type(config) in getattr(transformers, f"AutoModelFor{task}")._model_mapping:
             chosen = "SequenceClassification" if task == "MaskedLM" else task  # an encoder is fine-tuned to classify

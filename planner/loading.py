@@ -249,9 +249,9 @@ def _unpickle(path: Path, trust_pickle: bool) -> Any:
     except LoadingError:
         raise
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise LoadingError(
-            f"{path} cannot be opened as a model ({first_line}). It may be damaged, or not written by torch.save: "
+            f"{path} cannot be opened as a model ({lines[0]}). It may be damaged, or not written by torch.save: "
             "save it again with torch.save(model, path)."
         ) from error
 

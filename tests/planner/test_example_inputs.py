@@ -76,7 +76,8 @@ def test_a_model_that_tells_nothing_asks_for_the_shape() -> None:
 def test_inputs_are_the_same_every_time_and_on_the_cpu() -> None:
     specs = [InputSpec((3, 4, 4)), InputSpec((6,), 9)]
     with torch.device("meta"):
-        pictures, ids = make_inputs(specs)
+        given: Any = make_inputs(specs)
+    pictures, ids = given
     again: Any = make_inputs(specs)
     assert pictures.device.type == "cpu"
     assert torch.equal(pictures, again[0]) and torch.equal(ids, again[1])
@@ -106,7 +107,9 @@ def test_transformers_inputs_fit_the_class_and_bring_labels_for_its_loss(
     kind: str, config: str, keys: set[str]
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    sizes: dict[str, Any] = dict(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
+    )
     if config == "T5Config":
         sizes = dict(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=50, decoder_start_token_id=0)
     made = getattr(transformers, config)(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)

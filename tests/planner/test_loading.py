@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import sys
 import time
 import zipfile
@@ -172,9 +173,10 @@ def test_safetensors_need_an_architecture(tmp_path: Path, own_module: str) -> No
         load_model(path, arch=f"{own_module}:net")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_torchscript_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    torch.jit.trace(net(), torch.zeros(1, 3, 8, 8)).save(str(path))
+    torch.jit.trace(net(), torch.zeros(1, 3, 8, 8)).save(str(path))  # type: ignore[no-untyped-call]
     with pytest.raises(LoadingError, match=r"TorchScript.*torch\.export"):
         load_model(path)
 
@@ -206,7 +208,7 @@ def test_a_truncated_file_is_cut_short(share: float, tmp_path: Path) -> None:
 def test_a_file_that_is_missing_a_folder_or_something_else(tmp_path: Path) -> None:
     with pytest.raises(LoadingError, match=r"nowhere\.pt' does not exist.*torchvision:NAME"):
         load_model(tmp_path / "nowhere.pt")
-    with pytest.raises(LoadingError, match="is a directory.*transformers:"):
+    with pytest.raises(LoadingError, match=r"is a directory.*transformers:"):
         load_model(tmp_path)
     with pytest.raises(LoadingError, match="holds a list, neither a module nor a state dict"):
         load_model(save([torch.zeros(2)], tmp_path / "list.pt"))
@@ -260,7 +262,7 @@ def test_a_pickled_weight_in_an_exported_program_needs_trust(tmp_path: Path) -> 
         "weights_config.json",
         lambda data: data.replace(b'"use_pickle": false', b'"use_pickle": true', 1),
     )
-    with pytest.raises(UntrustedPickleError, match="pickled payload weight_0 for '0.weight'"):
+    with pytest.raises(UntrustedPickleError, match=r"pickled payload weight_0 for '0\.weight'"):
         load_model(path)
 
 
@@ -365,10 +367,20 @@ def test_an_unknown_hub_name_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert before == constants.HF_HUB_OFFLINE
 
 
-def test_inputs_are_the_size_the_weights_were_made_for() -> None:
-    pytest.importorskip("torchvision")
-    loaded = load_model("torchvision:inception_v3", pretrained=False, meta=True)
-    assert isinstance(loaded.inputs, Tensor) and loaded.inputs.shape == (2, 3, 299, 299)
+@pytest.mark.parametrize(
+    ("source", "shape"),
+    [
+        ("torchvision:inception_v3", (2, 3, 299, 299)),
+        ("torchvision:r3d_18", (2, 3, 16, 112, 112)),
+        ("torchvision:regnet_y_400mf", (2, 3, 224, 224)),
+        ("timm:mobilevit_xxs", (2, 3, 256, 256)),
+    ],
+)
+def test_inputs_are_the_size_the_weights_were_made_for(source: str, shape: tuple[int, ...]) -> None:
+    pytest.importorskip(source.split(":")[0])
+    loaded = load_model(source, meta=True)
+    assert isinstance(loaded.inputs, Tensor) and loaded.inputs.shape == shape
+    assert all(parameter.is_meta for parameter in loaded.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -400,7 +412,7 @@ def test_a_transformers_folder_brings_weights_and_preprocessing(tmp_path: Path) 
         json.dumps({"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.25] * 3})
     )
     loaded: LoadedModel = load_model(f"transformers:{tmp_path / 'vit'}")
-    assert loaded.weights is WeightsOrigin.PRETRAINED and type(loaded.model) is type(model)
+    assert loaded.weights is WeightsOrigin.PRETRAINED and isinstance(loaded.model, type(model))
     assert loaded.preprocessing is not None and loaded.preprocessing.std == (0.25, 0.25, 0.25)
     assert torch.equal(loaded.model.state_dict()["classifier.weight"], model.classifier.weight)
 
@@ -428,7 +440,7 @@ def test_load_factory_names_its_subject() -> None:
 def test_nothing_hangs_on_a_silent_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "getproxies", dict)
     monkeypatch.setattr(network, "_REACH_SECONDS", 0.2)
-    monkeypatch.setattr(network.socket, "create_connection", lambda *args, **kwargs: time.sleep(2))
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: time.sleep(2))
     started = time.monotonic()
     assert not network.can_reach("example.org")
     assert time.monotonic() - started < 1

@@ -88,14 +88,14 @@ def test_transformers_modules_come_back_and_compute_the_same(kind: str, tmp_path
         num_key_value_heads=2,
     )  # fmt: skip
     model = getattr(transformers, kind)(config).eval()
-    loaded = load_model(save(model, tmp_path / "model.pt"))
+    loaded: Any = load_model(save(model, tmp_path / "model.pt"))
     assert torch.equal(loaded.model(**loaded.inputs).logits, model(**loaded.inputs).logits)
 
 
 def test_activation_functions_and_partials_are_put_back(tmp_path: Path) -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, activation=F.gelu)
-    model.make_norm = functools.partial(nn.LayerNorm, eps=1e-6)  # as torchvision's vision transformers keep it
-    loaded = load_model(save(model, tmp_path / "model.pt"), input_shape="5x8").model
+    model.make_norm = functools.partial(nn.LayerNorm, eps=1e-6)  # type: ignore[assignment]  # as torchvision's vision transformers keep it
+    loaded: Any = load_model(save(model, tmp_path / "model.pt"), input_shape="5x8").model
     assert loaded.activation is F.gelu
     assert loaded.make_norm.func is nn.LayerNorm
     assert loaded.make_norm.keywords == {"eps": 1e-6}
