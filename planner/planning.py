@@ -153,7 +153,7 @@ def make_plan(
     origin = source or ModelSource()
     if priorities is None:
         say("Measuring gradient norms on synthetic inputs")
-        priorities = _without_data(model, inputs, traced, loss, origin.has_weights)
+        priorities = priorities_without_data(model, inputs, traced, loss, has_weights=origin.has_weights)
     layers = candidate_layers(traced, priorities, only, exclude, max_depth)
     table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
     found = [priorities.by_weight[layer.weight_name] for layer in layers]
@@ -218,22 +218,29 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _without_data(
-    model: nn.Module, inputs: Inputs, traced: Trace, loss: LossFunction | None, has_weights: bool
+def priorities_without_data(
+    model: nn.Module, inputs: Inputs, traced: Trace, loss: LossFunction | None, *, has_weights: bool
 ) -> Priorities:
-    """Gradients of synthetic inputs; uniform norms where there are no weights, no memory or no way to make a batch."""
+    """Gradient norms of synthetic inputs; uniform ones where there are no weights, no memory or no known targets.
+
+    Args:
+        model: The module.
+        inputs: Example inputs.
+        traced: Its trace.
+        loss: The user's loss: nobody can make up its targets.
+        has_weights: Whether the weights are trained ones.
+    """
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     available = available_bytes()
     too_large = available is not None and calibration_peak_bytes(traced) > available
     if on_meta or not has_weights or too_large or loss is not None:
         return uniform_priorities(traced)
-    batches = synthetic_batches(model, inputs, _SYNTHETIC_BATCHES)
     return calibrate(
         model,
-        batches,
-        norm=NormMode.FROZEN,
+        synthetic_batches(model, inputs, _SYNTHETIC_BATCHES),
         source=PrioritySource.SYNTHETIC,
         origin="normal noise, random targets",
+        traced=traced,
     )
 
 
