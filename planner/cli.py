@@ -27,22 +27,33 @@ def _values(kind: Any) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
 
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 0.5,0.5,0.5") from error
+
+
 def model_options(command: Command) -> Command:
     """Options that say which model, on which inputs; shared by every command that loads one."""
     options = [
         click.argument("model"),
         click.option("--arch", metavar="FACTORY", help="Factory of a state dict, for instance torchvision:resnet18."),
         click.option("--input", "input_shape", metavar="SHAPE", help="Shape of one sample: 3x224x224, tokens:128."),
-        click.option("--loss", metavar="MODULE:FUNCTION", help="loss(outputs, targets); else the model's own or cross-entropy."),
-        click.option("--data", metavar="SOURCE", help="Folder of class folders, .npz, .csv/.tsv of texts, or module:function."),
+        click.option("--loss", metavar="MODULE:FUNCTION", help="loss(outputs, targets)."),
+        click.option("--data", metavar="SOURCE", help="Class folders, .npz, .csv/.tsv, module:function."),
         click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text data."),
-        click.option("--classes", type=click.IntRange(min=2), help="Replace the head by one of N outputs (the data's, with --data)."),
+        click.option("--mean", metavar="R,G,B", callback=_numbers, help="Mean of pictures scaled to 0..1."),
+        click.option("--std", metavar="R,G,B", callback=_numbers, help="Deviation of the same."),
+        click.option("--classes", type=click.IntRange(min=2), help="Outputs of the head; the data's by default."),
         click.option("--head", default="auto", metavar="NAME", help="Layer that always trains: auto, none or a name."),
-        click.option("--pretrained/--no-pretrained", default=True, help="Fetch weights of torchvision:, timm:, transformers:."),
-        click.option("--meta", is_flag=True, help="Build the model without memory for its weights (for large ones)."),
-        click.option("--trust-pickle", is_flag=True, help="Run whatever code the model file names. Only for files you made."),
-        click.option("--calibration-batches", type=click.IntRange(min=1), default=16, help="Batches of --data to measure on."),
-        click.option("--calibration-batch-size", type=click.IntRange(min=1), default=16, help="Samples in each of them."),
+        click.option("--pretrained/--no-pretrained", default=True, help="Weights of named models."),
+        click.option("--meta", is_flag=True, help="Build a large model without its memory."),
+        click.option("--trust-pickle", is_flag=True, help="Run the code a file names: your own only."),
+        click.option("--calibration-batches", type=click.IntRange(min=1), default=16, help="Batches to measure."),
+        click.option("--calibration-batch-size", type=click.IntRange(min=1), default=16, help="Samples in each."),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the calibration."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -57,7 +68,7 @@ def step_options(command: Command) -> Command:
         click.option("--dtype", type=_values(DType), help="Cast the model; int8 is accounting in scope update."),
         click.option("--amp", type=click.Choice(_FLOATS[1:]), help="Run under autocast."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device to plan for."),
-        click.option("--memory-format", type=_values(MemoryFormat), default="contiguous", help="Layout of 4-D tensors."),
+        click.option("--memory-format", type=_values(MemoryFormat), default="contiguous", help="Layout."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -203,6 +214,8 @@ def _prepared(
     classes: int | None,
     tokenizer: Path | None,
     head: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     calibration_batches: int,
     calibration_batch_size: int,
     seed: int,
@@ -216,7 +229,7 @@ def _prepared(
     loaded = load_model(model, **loading)
     for note in loaded.notes:
         click.echo(f"Note: {note}", err=True)
-    prepared = prepare(loaded, data=data, classes=classes, tokenizer=tokenizer, head=head)
+    prepared = prepare(loaded, data=data, classes=classes, tokenizer=tokenizer, head=head, mean=mean, std=std)
     if not measure or prepared.data is None:
         return prepared, None
     found = priorities_from_data(

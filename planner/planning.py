@@ -18,7 +18,7 @@ from trady.planner.calibration import (
 from trady.planner.choosing import Request, candidate_layers, choose_channels, no_layer_fits
 from trady.planner.costing import build_cost_table
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
-from trady.planner.plan import HeadRecord, ModelRecord, Plan, PriorityRecord, Settings, TensorSpec
+from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.schedule import draw
 from trady.planner.strategies import STRATEGIES
@@ -40,12 +40,14 @@ class ModelSource:
         arch: Factory that built the module of a state dict.
         replaced_classes: Outputs of the head that was put in place of the model's own.
         has_weights: Whether the weights are trained ones; gradients of random weights say little.
+        pictures: How pictures become inputs; ``None`` for other inputs.
     """
 
     source: str = ""
     arch: str = ""
     replaced_classes: int | None = None
     has_weights: bool = True
+    pictures: PictureRecord | None = None
 
 
 def make_plan(
@@ -259,6 +261,7 @@ def _model_record(model: nn.Module, inputs: Inputs, traced: Trace, source: Model
         source=source.source or type(model).__name__,
         arch=source.arch,
         inputs=specs,
+        pictures=source.pictures,
         head=HeadRecord(layers=traced.head_names, classes=source.replaced_classes),
         loss=traced.loss_name,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -3,8 +3,8 @@
 Planning, training and verifying prepare a model by these functions, so that they mean the same one.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,8 @@ from trady.planner.calibration import calibrate, calibration_peak_bytes
 from trady.planner.data import LabelledData, PictureFormat, TextFormat, open_data
 from trady.planner.errors import DataError, TradyError
 from trady.planner.heads import fit_head, head_classes, replace_head
-from trady.planner.loading import LoadedModel, WeightsOrigin
+from trady.planner.loading import LoadedModel, Preprocessing, WeightsOrigin
+from trady.planner.plan import PictureRecord
 from trady.planner.planning import ModelSource
 from trady.planner.priorities import Priorities, PrioritySource
 from trady.planner.tracing import trace
@@ -52,6 +53,8 @@ def prepare(
     classes: int | None = None,
     tokenizer: str | Path | None = None,
     head: str = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Prepared:
     """Open the data and give the model a head for its classes.
 
@@ -61,10 +64,13 @@ def prepare(
         classes: Outputs of the head; by default those of the data, else the model's own.
         tokenizer: ``tokenizer.json`` for text data.
         head: ``"auto"`` or the name of the layer to replace.
+        mean: Mean of each colour, on values scaled to 0..1, where the model carries none.
+        std: Deviation of each colour.
 
     Raises:
         TradyError: The data cannot be read, has other classes than asked, or the head cannot be found or replaced.
     """
+    loaded.preprocessing = _preprocessing(loaded, mean, std)
     opened = None if data is None else _open(data, loaded, tokenizer)
     inputs = _example_of(opened, loaded.inputs)
     wanted = _wanted_classes(opened, classes)
@@ -76,7 +82,7 @@ def prepare(
             replaced = wanted
             inputs = _without_labels(inputs)
     trained = loaded.weights not in (WeightsOrigin.RANDOM, WeightsOrigin.META)
-    source = ModelSource(loaded.source, loaded.arch or "", replaced, trained)
+    source = ModelSource(loaded.source, loaded.arch or "", replaced, trained, _picture_record(loaded.preprocessing))
     return Prepared(loaded, source, head_name if replaced else "", opened, inputs)
 
 
@@ -120,6 +126,24 @@ def priorities_from_data(
         seed=seed,
         traced=traced,
     )
+
+
+def _preprocessing(
+    loaded: LoadedModel, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Preprocessing | None:
+    if mean is None and std is None:
+        return loaded.preprocessing
+    if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+        raise TradyError("Normalisation needs --mean and --std together, as many of each, every deviation above 0.")
+    given = Preprocessing(mean=tuple(mean), std=tuple(std), source="given")
+    known = loaded.preprocessing
+    if known is None:
+        return given
+    return replace(given, interpolation=known.interpolation, crop_fraction=known.crop_fraction)
+
+
+def _picture_record(preprocessing: Preprocessing | None) -> PictureRecord | None:
+    return None if preprocessing is None else PictureRecord(**asdict(preprocessing))
 
 
 def _batches(
