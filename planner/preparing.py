@@ -25,6 +25,8 @@ from trady.planner.units import format_bytes
 #: Batches of data that head and gradient norms are fitted to, and their size, unless said.
 DEFAULT_BATCHES: Final = 16
 DEFAULT_BATCH_SIZE: Final = 16
+#: The head is fitted to so many times more batches, other ones: a head that knows the samples by heart has no gradient.
+_HEAD_SHARE: Final = 2
 
 
 @dataclass
@@ -114,8 +116,9 @@ def priorities_from_data(
     traced = trace(model, first.inputs, targets=first.targets if loss else None, loss=loss, batch_sizes=(size,))
     say(f"Calibration will hold about {format_bytes(calibration_peak_bytes(traced))} at batch size {size}")
     if prepared.head:
-        accuracy = fit_head(model, prepared.head, batches())
-        say(f"Fitted the new head {prepared.head!r}: {accuracy:.1%} on {num_batches} batches of {size}")
+        fitted = _batches(prepared.data, batch_size, _HEAD_SHARE * num_batches, seed + 1)
+        accuracy = fit_head(model, prepared.head, fitted)
+        say(f"Fitted the new head {prepared.head!r} to the data ({accuracy:.1%} of it right)")
     say(f"Measuring gradient norms on {num_batches} batches of {size}")
     return calibrate(
         model,
