@@ -193,7 +193,7 @@ class _LayerTable:
             )
             for layer in shown
         ]
-        width = _room_for_names(options, heads, cells)
+        width = _room_for_names(options, heads, cells, with_bar=True)
         table = _table(("layer", "<"), ("kind", "<"), *((name, ">") for name in heads[1:]), ("", "<"))
         most = max((layer.value_share for layer in shown), default=0.0)
         for layer, row in zip(shown, cells, strict=True):
@@ -229,8 +229,8 @@ def _value_note(plan: Plan) -> str:
 def _savings_table(figures: PlanFigures) -> RenderableType:
     table = _table(("", "<"), ("saved", ">"), ("plan", ">"), ("all", ">"), ("", "<"))
     rows = (
-        ("activation sparsity", figures.activation_elements, "input elements, one sample"),
-        ("weight-derivative sparsity", figures.weight_grad_elements, "gradient elements"),
+        ("activation sparsity", figures.activation_elements, "elements a sample"),
+        ("weight-derivative sparsity", figures.weight_grad_elements, "elements"),
         ("weight-derivative MACs saved", figures.weight_grad_macs, "MACs a step"),
         ("backward MACs saved", figures.backward_macs, "MACs a step"),
     )
@@ -283,6 +283,7 @@ class _RankTable:
     top: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= _WIDE
         ranked = self.priorities.ranked()
         total = math.fsum(layer.rgn for layer in ranked) or 1.0
         held = accumulate(layer.rgn / total for layer in ranked)
@@ -296,11 +297,11 @@ class _RankTable:
             )
             for rank, (layer, share) in enumerate(zip(ranked[:MOST_ROWS], held, strict=False), start=1)
         ]
-        width = _room_for_names(options, heads, cells)
-        table = _table(("rank", ">"), ("layer", "<"), *((name, ">") for name in heads[1:]), ("", "<"))
+        width = _room_for_names(options, heads, cells, with_bar=wide)
+        table = _table(("rank", ">"), ("layer", "<"), *((name, ">") for name in (*heads[1:], *([""] if wide else []))))
         for rank, (layer, row) in enumerate(zip(ranked, cells, strict=False), start=1):
-            name, bar = shorten(layer.name, width), _bar(layer.rgn, ranked[0].rgn)
-            table.add_row(row[0], name, *row[1:], bar, end_section=rank == self.top)
+            bar = [_bar(layer.rgn, ranked[0].rgn)] if wide else []
+            table.add_row(row[0], shorten(layer.name, width), *row[1:], *bar, end_section=rank == self.top)
         yield table
         if self.top <= min(MOST_ROWS, len(ranked) - 1):
             yield Text(f"The rule after rank {self.top} is the {100 * TOP_SHARE:.0f} % mark.", style="dim")
@@ -312,14 +313,17 @@ def _table(*columns: tuple[str, str]) -> Table:
     """A table with a rule under its head; columns are ``(name, "<", "^" or ">")``."""
     table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name, side in columns:
-        table.add_column(name, justify=_JUSTIFY[side], no_wrap=True)
+        table.add_column(name, justify=_JUSTIFY[side], no_wrap=True, overflow="crop")
     return table
 
 
-def _room_for_names(options: ConsoleOptions, heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
-    """Columns left for the names of layers beside these cells and a bar."""
+def _room_for_names(
+    options: ConsoleOptions, heads: Sequence[str], cells: Sequence[Sequence[str]], with_bar: bool
+) -> int:
+    """Columns left for the names of layers beside these cells."""
     columns = zip(heads, *cells, strict=True)
-    return max(_LEAST_NAME, options.max_width - _BAR - _GAP - sum(_GAP + max(map(len, column)) for column in columns))
+    bar = (_BAR + _GAP) if with_bar else 0
+    return max(_LEAST_NAME, options.max_width - bar - sum(_GAP + max(map(len, column)) for column in columns))
 
 
 def _bar(part: float, whole: float) -> ProgressBar:
