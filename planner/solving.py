@@ -12,6 +12,7 @@ from typing import Final
 import ortools
 from ortools.sat.python import cp_model
 
+from trady.planner.coverage import coverage_value
 from trady.planner.ledger import INDEX_BYTES, CostTable
 from trady.planner.options import Scope
 
@@ -91,11 +92,6 @@ class Segment:
 def solver_version() -> str:
     """Version of OR-Tools: part of what makes a plan's bytes."""
     return str(ortools.__version__)
-
-
-def coverage_value(share: float, horizon: float) -> float:
-    """Expected share of a layer's channels reached after ``horizon`` draws of ``share`` of them."""
-    return float(1.0 - (1.0 - share) ** horizon)
 
 
 def value_segments(channels: int, total_units: float, horizon: float) -> list[Segment]:

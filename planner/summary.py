@@ -1,0 +1,210 @@
+"""What follows from a plan: each layer's bytes and share, and the sparsities; no torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trady.planner.coverage import coverage_value
+from trady.planner.ledger import INDEX_BYTES, CostTable
+from trady.planner.options import Scope
+from trady.planner.plan import Plan
+from trady.planner.priorities import TRUST
+from trady.planner.schedule import ChannelDraw, draw
+
+
+@dataclass(frozen=True)
+class ChosenLayer:
+    """A layer that trains. Over all chosen layers each kind of bytes adds up to its line of the ledger.
+
+    Args:
+        name: Module path.
+        kind: ``conv``, ``linear``...
+        channels: Input channels drawn.
+        in_channels: Input channels it has.
+        gradient_bytes: Gradients of the drawn channels.
+        stored_bytes: Stored inputs of the drawn channels. A channel that several layers read is stored once and
+            charged to the one of them that draws the most; 0 where the input is kept anyway.
+        optimizer_bytes: Optimizer state of the drawn channels.
+        index_bytes: Indices of the stored channels.
+        value_share: Share of the value of training every channel of the table.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    in_channels: int
+    gradient_bytes: int
+    stored_bytes: int
+    optimizer_bytes: int
+    index_bytes: int
+    value_share: float
+
+    @property
+    def update_bytes(self) -> int:
+        """All of it: the layer's part of scope ``update``."""
+        return self.gradient_bytes + self.stored_bytes + self.optimizer_bytes + self.index_bytes
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """An amount of a plan, and the same of fine-tuning every channel of every layer of its table."""
+
+    drawn: int
+    full: int
+
+    @property
+    def saved_share(self) -> float:
+        """Sparsity: ``1 - drawn / full``; 0 where there is nothing to save."""
+        return 1.0 - self.drawn / self.full if self.full else 0.0
+
+
+@dataclass(frozen=True)
+class PlanFigures:
+    """The derived figures of a plan. "Full" is every channel of all layers of its table, the head's own left out.
+
+    Args:
+        layers: The layers that train, in the model's order.
+        channels: Input channels.
+        used_bytes: Bytes of the budget's scope.
+        budget_share: The same as a share of the budget.
+        activation_elements: Elements of the layers' inputs, one sample: drawn channels of all channels. Inputs that
+            several layers share count once. ``saved_share`` is the activation sparsity.
+        weight_grad_elements: Elements of the weight gradients. ``saved_share`` is the weight-derivative sparsity.
+        weight_grad_macs: Multiply-adds of the weight gradients, whole batch.
+        backward_macs: The same and the gradients towards earlier layers, as far back as anything trains.
+        training_bytes: Scope ``training`` of the plan against what dense training of the whole model adds: all that
+            autograd keeps, all gradients and all optimizer state.
+    """
+
+    layers: tuple[ChosenLayer, ...]
+    channels: PartOf
+    used_bytes: int
+    budget_share: float
+    activation_elements: PartOf
+    weight_grad_elements: PartOf
+    weight_grad_macs: PartOf
+    backward_macs: PartOf
+    training_bytes: PartOf
+
+
+def plan_figures(plan: Plan) -> PlanFigures:
+    """Derive the figures a report shows. For strategies that draw anew each epoch, those of the first (seed 0)."""
+    table, counts = plan.table, plan.counts
+    everything = tuple(layer.in_channels for layer in table.layers)
+    stored = stored_channels(table, draw(plan, 0))
+    used = plan.ledger.scopes.training if plan.settings.scope is Scope.TRAINING else plan.ledger.scopes.update
+    dense = table.dense_saved_bytes + table.dense_gradient_bytes + table.dense_optimizer_bytes
+    return PlanFigures(
+        layers=_chosen_layers(plan, stored),
+        channels=PartOf(sum(counts), sum(everything)),
+        used_bytes=used,
+        budget_share=used / plan.settings.budget_bytes,
+        activation_elements=PartOf(
+            _input_elements(table, stored), _input_elements(table, _nested(table, table.group_counts(everything)))
+        ),
+        weight_grad_elements=PartOf(_weight_elements(table, counts), _weight_elements(table, everything)),
+        weight_grad_macs=PartOf(table.weight_grad_macs(counts), table.weight_grad_macs(everything)),
+        backward_macs=PartOf(table.backward_macs(counts), table.backward_macs(everything)),
+        training_bytes=PartOf(plan.ledger.scopes.training, dense),
+    )
+
+
+def stored_channels(table: CostTable, drawn: ChannelDraw) -> tuple[int, ...]:
+    """Input channels each layer is charged for: those no layer of its input group that draws more has drawn."""
+    charged = [0] * len(table.layers)
+    seen: dict[int, set[int]] = {}
+    counts = drawn.counts(table)
+    for index in sorted(range(len(table.layers)), key=lambda index: -counts[index]):
+        layer = table.layers[index]
+        if layer.name in drawn.channels:
+            group = seen.setdefault(layer.group, set())
+            before = len(group)
+            group.update(drawn.channels[layer.name].tolist())
+            charged[index] = len(group) - before
+    return tuple(charged)
+
+
+def layer_rgn(plan: Plan) -> tuple[float, ...]:
+    """Reweighted gradient norm of every layer of the table: its norms per element of ``C_W + C_A``."""
+    return tuple(value / layer.sample_cost for value, layer in zip(plan.layer_values, plan.table.layers, strict=True))
+
+
+def value_shares(plan: Plan) -> tuple[float, ...]:
+    """Value of every layer of the table, as a share of the value of training everything: norms times coverage."""
+    total = sum(plan.layer_values)
+    return tuple(
+        value * coverage_value(count / layer.in_channels, plan.solver.horizon) / total if total else 0.0
+        for value, count, layer in zip(plan.layer_values, plan.counts, plan.table.layers, strict=True)
+    )
+
+
+def summary_json(plan: Plan) -> dict[str, Any]:
+    """The plan in short, for machines: what ``trady-plan --json`` prints. Bytes, counts and shares from 0 to 1."""
+    figures = plan_figures(plan)
+    return {
+        "model": {
+            "source": plan.model.source,
+            "arch": plan.model.arch,
+            "num_parameters": plan.model.num_parameters,
+            "head": list(plan.model.head.layers),
+            "classes": plan.model.head.classes,
+        },
+        "settings": plan.settings.model_dump(mode="json"),
+        "strategy": {"name": plan.strategy.name.value, "num_eligible": len(plan.strategy.eligible)},
+        "used_bytes": figures.used_bytes,
+        "budget_share": figures.budget_share,
+        "ledger": plan.ledger.model_dump(mode="json"),
+        "dense": {
+            "saved_bytes": plan.table.dense_saved_bytes,
+            "gradient_bytes": plan.table.dense_gradient_bytes,
+            "optimizer_bytes": plan.table.dense_optimizer_bytes,
+        },
+        "num_layers": len(plan.table.layers),
+        "channels": asdict(figures.channels),
+        "layers": [asdict(layer) | {"update_bytes": layer.update_bytes} for layer in figures.layers],
+        "sparsity": {
+            "activation": figures.activation_elements.saved_share,
+            "weight_derivative": figures.weight_grad_elements.saved_share,
+            "weight_derivative_macs_saved": figures.weight_grad_macs.saved_share,
+            "backward_macs_saved": figures.backward_macs.saved_share,
+        },
+        "solver": plan.solver.model_dump(mode="json"),
+        "priorities": plan.priorities.model_dump(mode="json") | {"trust": TRUST[plan.priorities.source]},
+        "not_drawn": plan.not_drawn,
+        "unaccounted": plan.unaccounted,
+        "notes": list(plan.notes),
+    }
+
+
+def _chosen_layers(plan: Plan, stored: Sequence[int]) -> tuple[ChosenLayer, ...]:
+    active = plan.table.active_bits(plan.counts)
+    rows = zip(plan.table.layers, plan.counts, stored, value_shares(plan), strict=True)
+    return tuple(
+        ChosenLayer(
+            name=layer.name,
+            kind=layer.kind,
+            channels=count,
+            in_channels=layer.in_channels,
+            gradient_bytes=count * layer.gradient_bytes,
+            stored_bytes=charged * plan.table.channel_bytes(layer.group, active),
+            optimizer_bytes=count * layer.optimizer_bytes + layer.optimizer_tensor_bytes,
+            index_bytes=charged * INDEX_BYTES,
+            value_share=share,
+        )
+        for layer, count, charged, share in rows
+        if count
+    )
+
+
+def _nested(table: CostTable, group_counts: dict[int, int]) -> tuple[int, ...]:
+    """Channels per layer when the first layer of each input group is charged for the group."""
+    left = dict(group_counts)
+    return tuple(left.pop(layer.group, 0) for layer in table.layers)
+
+
+def _input_elements(table: CostTable, stored: Sequence[int]) -> int:
+    return sum(layer.sample_elements * count for layer, count in zip(table.layers, stored, strict=True))
+
+
+def _weight_elements(table: CostTable, counts: Sequence[int]) -> int:
+    return sum(layer.weight_elements * count for layer, count in zip(table.layers, counts, strict=True))
