@@ -12,7 +12,7 @@ import networkx as nx
 
 from trady.planner.errors import TradyError
 from trady.planner.files import check_writable, write_atomically
-from trady.planner.module_graphs import Place, layered_places, module_graph
+from trady.planner.module_graphs import MODEL, Place, layered_places, module_graph
 from trady.planner.plan import Plan
 from trady.planner.reports import format_share, shorten
 from trady.planner.summary import PlanFigures, layer_rgn, plan_figures
@@ -73,7 +73,8 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
         from matplotlib.figure import Figure
 
         width = min(20.0, max(8.0, 2.0 + 0.19 * len(names)))
-        figure = Figure(figsize=(width, 6.5), layout="constrained")
+        longest = min(_LONGEST_LABEL, max(map(len, names)))
+        figure = Figure(figsize=(width, 5.5 + 0.06 * longest), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         figure.suptitle(_plot_title(plan, figures), fontsize=11)
         _plot_bytes(top, figures, positions)
@@ -101,7 +102,7 @@ def draw_graph(trace: "Trace", path: str | Path) -> None:
     rows = 1 + max(place.row for place in places.values())
     columns = 1 + max(place.column for place in places.values())
     arcs = _longest_arc(graph, places)
-    width, height = columns * _COLUMN + arcs, (rows + 4) * _ROW
+    width, height = columns * _COLUMN + arcs, (rows + 3.4) * _ROW
     with _matplotlib():
         from matplotlib.figure import Figure
 
@@ -109,13 +110,13 @@ def draw_graph(trace: "Trace", path: str | Path) -> None:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         right = max(width, 5.5) - arcs - _COLUMN / 2
-        axes.set(xlim=(-_COLUMN / 2 - arcs, right), ylim=(-(rows - 0.3) * _ROW, 3.7 * _ROW))
+        axes.set(xlim=(-_COLUMN / 2 - arcs, right), ylim=(-(rows - 0.3) * _ROW, 3.1 * _ROW))
         scale = _ColourScale([kept for _, kept in graph.nodes(data="kept_bytes")])
         _draw_edges(axes, graph, places)
         _draw_boxes(axes, graph, places, scale)
         title = f"Kept for backward by dense training, batch {trace.batch_size}: {format_bytes(trace.saved_bytes)}"
-        axes.text(-_BOX_WIDTH / 2, 3.1 * _ROW, title, fontsize=9, weight="bold")
-        scale.draw_bar(figure, (-_BOX_WIDTH / 2, 2.2 * _ROW, 4.0, 0.4 * _ROW), axes)
+        axes.text(-_BOX_WIDTH / 2, 2.5 * _ROW, title, fontsize=9, weight="bold")
+        scale.draw_bar(figure, (-_BOX_WIDTH / 2, 1.7 * _ROW, 4.0, 0.4 * _ROW), axes)
         _save(figure, Path(path), min(_DPI, _MOST_PIXELS / max(width, height)))
 
 
@@ -171,8 +172,8 @@ def _plot_bytes(axes: Any, figures: PlanFigures, positions: Sequence[int]) -> No
             axes.bar(positions, heights, bottom=base, width=0.8, color=_LINE_COLOURS[name], label=name)
             base = [low + height for low, height in zip(base, heights, strict=True)]
     axes.yaxis.set_major_formatter(lambda value, _: format_bytes(round(value)))
-    axes.set_ylabel("bytes of the drawn channels")
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylabel("bytes of the drawn channels", fontsize=9)
+    _legend(axes)
     _tidy(axes)
 
 
@@ -183,9 +184,14 @@ def _plot_rgn(axes: Any, rgn: Sequence[float], trained: set[int]) -> None:
     positive = [value for value in rgn if value > 0]
     if positive and max(positive) > 30 * min(positive):
         axes.set_yscale("log")
-    axes.set_ylabel("RGN (norm per element)")
-    axes.legend(fontsize=8, frameon=False, ncols=2)
+        axes.set_ylim(bottom=min(positive) / 2)
+    axes.set_ylabel("RGN (norm per element)", fontsize=9)
+    _legend(axes)
     _tidy(axes)
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
 
 
 def _tidy(axes: Any) -> None:
@@ -205,7 +211,7 @@ class _ColourScale:
         positive = [num_bytes for num_bytes in kept if num_bytes]
         low, high = min(positive, default=1), max(positive, default=1)
         norm = LogNorm(low, max(high, low + 1)) if high > 100 * low else Normalize(0, high)
-        self._mappable: Any = ScalarMappable(norm, colormaps["cividis_r"])
+        self._mappable: Any = ScalarMappable(norm, colormaps["viridis_r"])
 
     def colours(self, num_bytes: int) -> tuple[Any, str]:
         """Fill and text colour of a box."""
@@ -228,16 +234,21 @@ class _ColourScale:
 def _draw_boxes(axes: Any, graph: nx.DiGraph, places: Mapping[str, Place], scale: _ColourScale) -> None:
     from matplotlib.patches import Rectangle
 
-    for node, kept in graph.nodes(data="kept_bytes"):
+    for node, attributes in graph.nodes(data=True):
         x, y = _centre(places[node])
-        fill, text = scale.colours(kept)
+        fill, text = scale.colours(attributes["kept_bytes"])
         corner = (x - _BOX_WIDTH / 2, y - _BOX_HEIGHT / 2)
         axes.add_patch(
             Rectangle(corner, _BOX_WIDTH, _BOX_HEIGHT, facecolor=fill, edgecolor="#666666", linewidth=0.5, zorder=2)
         )
-        amount = format_bytes(kept)
-        name = shorten(node or "(model)", _LONGEST_LABEL - len(amount))
+        amount = format_bytes(attributes["kept_bytes"])
+        name = shorten(_label(node, attributes), _LONGEST_LABEL - len(amount))
         axes.text(x, y, f"{name}  {amount}", fontsize=6.5, color=text, ha="center", va="center_baseline", zorder=3)
+
+
+def _label(node: str, attributes: Mapping[str, Any]) -> str:
+    """The module's path; what the model itself and the loss run is named by its first operation."""
+    return node if attributes["module"] else f"{MODEL}: {attributes['operations'].split(', ')[0].strip('_')}"
 
 
 def _draw_edges(axes: Any, graph: nx.DiGraph, places: Mapping[str, Place]) -> None:

@@ -4,9 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import networkx as nx
+
+#: Node of what runs in no submodule: the model's own forward, and the loss.
+MODEL: Final = "(model)"
 
 if TYPE_CHECKING:
     from trady.planner.records import Capture, Operation, TensorRecord
@@ -21,8 +24,8 @@ def module_graph(trace: "Trace") -> nx.DiGraph:
     where it is first saved: the nodes' ``kept_bytes`` add up to ``trace.saved_bytes``.
 
     Returns:
-        Nodes in order of first use, with ``module`` (path; empty for the model itself), ``use`` (from 1),
-        ``operations`` (their names, joined) and ``kept_bytes``.
+        Nodes in order of first use, with ``module`` (path; empty for the model's own forward and the loss), ``use``
+        (from 1), ``operations`` (their names, joined) and ``kept_bytes``.
     """
     step = trace.dense_step
     merger = _Merger()
@@ -111,9 +114,8 @@ class _Merger:
 def _labelled(step: "Capture", merger: _Merger) -> nx.DiGraph:
     kept = _kept_bytes(step)
     graph = nx.DiGraph()
-    names = [
-        module if use == 1 else f"{module} ({use})" for module, use in zip(merger.modules, merger.uses, strict=True)
-    ]
+    paths = [module or MODEL for module in merger.modules]
+    names = [path if use == 1 else f"{path} ({use})" for path, use in zip(paths, merger.uses, strict=True)]
     for name, module, use, members in zip(names, merger.modules, merger.uses, merger.members, strict=True):
         targets = dict.fromkeys(step.operations[index].target.removeprefix("aten::") for index in members)
         graph.add_node(
@@ -163,6 +165,5 @@ def layered_places(graph: nx.DiGraph) -> dict[str, Place]:
 
 
 def _wished_column(graph: nx.DiGraph, places: Mapping[str, Place], node: str) -> int:
-    """The column of the lowest node it reads, the leftmost of them."""
-    above = [places[other] for other in graph.predecessors(node)]
-    return min(above, key=lambda place: (-place.row, place.column)).column if above else 0
+    """The leftmost column of what it reads, so that branches meet again where they parted."""
+    return min((places[other].column for other in graph.predecessors(node)), default=0)
