@@ -140,9 +140,11 @@ def _plan(
 ) -> None:
     parse_bytes(budget)
     _check_outputs(output, plot, graph, draw)
+    _check_figures(plot, graph, draw)
     from trady.planner.planning import make_plan
     from trady.planner.priorities import Priorities
-    from trady.planner.reports import plan_report, summary_json
+    from trady.planner.reports import plan_report
+    from trady.planner.summary import summary_json
     from trady.planner.tracing import trace
 
     known = None if priorities is None else Priorities.load(priorities)
@@ -288,6 +290,16 @@ def _write_figures(plan: Any, traced: Any, plot: Path | None, graph: Path | None
         save_graph(traced, graph)
     if draw is not None:
         draw_graph(traced, draw)
+
+
+def _check_figures(plot: Path | None, graph: Path | None, draw: Path | None) -> None:
+    from trady.planner.figures import check_figure_path, check_graph_path
+
+    for figure in (plot, draw):
+        if figure is not None:
+            check_figure_path(figure)
+    if graph is not None:
+        check_graph_path(graph)
 
 
 def _check_outputs(*paths: Path | None) -> None:
