@@ -55,16 +55,31 @@ class StepSettings:
     memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The autocast context of the step, or an empty one."""
-        return nullcontext() if self.amp is None else torch.autocast(self.device, dtype=self.amp)
+        """The autocast context of the step, or an empty one.
+
+        Raises:
+            TracingError: Autocast for CUDA where there is no CUDA: torch switches it off there.
+        """
+        if self.amp is None:
+            return nullcontext()
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise TracingError(
+                "Autocast for CUDA cannot be traced on a machine without CUDA. "
+                "Plan with --dtype bfloat16, or on a machine with a CUDA device."
+            )
+        return torch.autocast(self.device, dtype=self.amp)
 
 
 def set_training_mode(model: nn.Module, norm: NormMode) -> nn.Module:
     """Put a model in training mode, norms with running statistics in the asked one; in place.
 
-    A frozen norm normalises with its running statistics and leaves them, and its batch counter, alone.
+    A frozen norm normalises with its running statistics and leaves them, and its batch counter, alone. Programs of
+    ``torch.export`` run in the mode they were exported in and refuse to change it.
     """
-    model.train()
+    try:
+        model.train()
+    except NotImplementedError:
+        return model
     if norm is NormMode.FROZEN:
         for module in model.modules():
             if hasattr(module, "running_mean"):

@@ -116,6 +116,7 @@ class _TableBuilder:
             group=group,
             weight_elements=layer.weight_elements,
             sample_elements=layer.activation_elements // layer.batch_size,
+            output_elements=layer.output_elements // layer.batch_size,
             gradient_bytes=slice_bytes,
             optimizer_bytes=slice_bytes * self._per_element,
             optimizer_tensor_bytes=self._per_tensor,

@@ -10,7 +10,7 @@ from trady.planner.errors import TradyError
 from trady.planner.training_step import Batch, call_model, map_tensors
 
 _FIT_STEPS: Final = 100
-_WEIGHT_DECAY: Final = 1e-3
+_WEIGHT_DECAY: Final = 2e-3
 
 
 def head_classes(model: nn.Module, head: str) -> int:

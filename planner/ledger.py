@@ -71,6 +71,7 @@ class LayerCosts(Record):
         group: Index of the input group it draws with.
         weight_elements: Elements of one channel's weight slice (``C_W``).
         sample_elements: Elements of one channel's stored input for one sample (``C_A``), rounded down.
+        output_elements: Elements the layer writes for one sample, rounded down.
         gradient_bytes: Gradient of one channel.
         optimizer_bytes: Optimizer state of one channel.
         optimizer_tensor_bytes: Optimizer state of the layer whatever the channels (Adam's step count).
@@ -91,6 +92,7 @@ class LayerCosts(Record):
     group: Count
     weight_elements: Annotated[int, Field(ge=1)]
     sample_elements: Count
+    output_elements: Count
     gradient_bytes: Count
     optimizer_bytes: Count
     optimizer_tensor_bytes: Count

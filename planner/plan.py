@@ -37,6 +37,24 @@ class HeadRecord(Record):
     classes: int | None
 
 
+class PictureRecord(Record):
+    """How pictures become inputs.
+
+    Args:
+        mean: Of each colour, on values scaled to 0..1.
+        std: Of each colour.
+        interpolation: Of the resize.
+        crop_fraction: Side of the crop over the resized short side.
+        source: Who says so.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_fraction: float
+    source: str
+
+
 class ModelRecord(Record):
     """How the model was built, and how to recognise it.
 
@@ -44,6 +62,7 @@ class ModelRecord(Record):
         source: What was loaded, as typed.
         arch: Factory that built the module of a state dict; empty otherwise.
         inputs: Inputs of one sample.
+        pictures: How pictures become inputs; ``None`` for other inputs.
         head: What is always trained.
         loss: The loss by name.
         num_parameters: Elements of all parameters.
@@ -53,6 +72,7 @@ class ModelRecord(Record):
     source: str
     arch: str
     inputs: tuple[TensorSpec, ...]
+    pictures: PictureRecord | None
     head: HeadRecord
     loss: str
     num_parameters: Count

@@ -18,7 +18,7 @@ from trady.planner.calibration import (
 from trady.planner.choosing import Request, candidate_layers, choose_channels, no_layer_fits
 from trady.planner.costing import build_cost_table
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
-from trady.planner.plan import HeadRecord, ModelRecord, Plan, PriorityRecord, Settings, TensorSpec
+from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.schedule import draw
 from trady.planner.strategies import STRATEGIES
@@ -40,12 +40,14 @@ class ModelSource:
         arch: Factory that built the module of a state dict.
         replaced_classes: Outputs of the head that was put in place of the model's own.
         has_weights: Whether the weights are trained ones; gradients of random weights say little.
+        pictures: How pictures become inputs; ``None`` for other inputs.
     """
 
     source: str = ""
     arch: str = ""
     replaced_classes: int | None = None
     has_weights: bool = True
+    pictures: PictureRecord | None = None
 
 
 def make_plan(
@@ -153,7 +155,7 @@ def make_plan(
     origin = source or ModelSource()
     if priorities is None:
         say("Measuring gradient norms on synthetic inputs")
-        priorities = _without_data(model, inputs, traced, loss, origin.has_weights)
+        priorities = priorities_without_data(model, inputs, traced, loss, has_weights=origin.has_weights)
     layers = candidate_layers(traced, priorities, only, exclude, max_depth)
     table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
     found = [priorities.by_weight[layer.weight_name] for layer in layers]
@@ -218,22 +220,29 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _without_data(
-    model: nn.Module, inputs: Inputs, traced: Trace, loss: LossFunction | None, has_weights: bool
+def priorities_without_data(
+    model: nn.Module, inputs: Inputs, traced: Trace, loss: LossFunction | None, *, has_weights: bool
 ) -> Priorities:
-    """Gradients of synthetic inputs; uniform norms where there are no weights, no memory or no way to make a batch."""
+    """Gradient norms of synthetic inputs; uniform ones where there are no weights, no memory or no known targets.
+
+    Args:
+        model: The module.
+        inputs: Example inputs.
+        traced: Its trace.
+        loss: The user's loss: nobody can make up its targets.
+        has_weights: Whether the weights are trained ones.
+    """
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     available = available_bytes()
     too_large = available is not None and calibration_peak_bytes(traced) > available
     if on_meta or not has_weights or too_large or loss is not None:
         return uniform_priorities(traced)
-    batches = synthetic_batches(model, inputs, _SYNTHETIC_BATCHES)
     return calibrate(
         model,
-        batches,
-        norm=NormMode.FROZEN,
+        synthetic_batches(model, inputs, _SYNTHETIC_BATCHES),
         source=PrioritySource.SYNTHETIC,
         origin="normal noise, random targets",
+        traced=traced,
     )
 
 
@@ -252,6 +261,7 @@ def _model_record(model: nn.Module, inputs: Inputs, traced: Trace, source: Model
         source=source.source or type(model).__name__,
         arch=source.arch,
         inputs=specs,
+        pictures=source.pictures,
         head=HeadRecord(layers=traced.head_names, classes=source.replaced_classes),
         loss=traced.loss_name,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -5,14 +5,17 @@ figures are published; the split of each label into its four parts is the projec
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from trady.planner.costing import build_cost_table
+from trady.planner.ledger import LayerCosts
+from trady.planner.options import DType, OptimizerKind
 from trady.planner.schemes import SPARSE_UPDATE_SCHEMES, SparseUpdateScheme, scheme_named
+from trady.planner.tracing import trace
 
 pytestmark = pytest.mark.assets
 
@@ -50,69 +53,34 @@ BUDGETS = {
 }
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """One convolution: weight and activation elements are per input channel, all of one sample."""
-
-    name: str
-    in_channels: int
-    out_channels: int
-    weight_elements: int
-    activation_elements: int
-    output_elements: int
-
-    @property
-    def is_depthwise(self) -> bool:
-        return self.name.endswith("depthwise")
-
-
-def layer_costs(model: nn.Module, inputs: torch.Tensor) -> list[LayerCost]:
-    """The convolutions in the order they run. The one place to swap for Trady's own cost table."""
-    costs: list[LayerCost] = []
-
-    def observe(name: str, module: nn.Conv2d, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        weight_elements = module.weight.numel() // module.in_channels
-        positions = args[0].shape[2:].numel()
-        costs.append(
-            LayerCost(name, module.in_channels, module.out_channels, weight_elements, positions, output[0].numel())
-        )
-
-    convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    handles = [
-        module.register_forward_hook(lambda m, args, output, name=name: observe(name, m, args, output))
-        for name, module in convolutions
-    ]
-    try:
-        with torch.no_grad():
-            model(inputs[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return costs
+def layer_costs(model: nn.Module, inputs: torch.Tensor) -> tuple[LayerCosts, ...]:
+    """Trady's own cost table at batch size 1, one entry per convolution in the order they run."""
+    traced = trace(model, inputs, batch_sizes=(1,))
+    return build_cost_table(traced, traced.layers, optimizer=OptimizerKind.SGD, dtype=DType.INT8).layers
 
 
 @pytest.fixture(scope="module")
-def costs_of(paper_network: Callable[[str], Any]) -> dict[str, list[LayerCost]]:
+def costs_of(paper_network: Callable[[str], Any]) -> dict[str, tuple[LayerCosts, ...]]:
     return {name: layer_costs(*paper_network(name)) for name in NETWORKS}
 
 
-def channels_trained(scheme: SparseUpdateScheme, costs: Sequence[LayerCost]) -> dict[int, int]:
+def channels_trained(scheme: SparseUpdateScheme, costs: Sequence[LayerCosts]) -> dict[int, int]:
     return scheme.channel_counts([cost.in_channels for cost in costs])
 
 
-def elements_of(scheme: SparseUpdateScheme, costs: Sequence[LayerCost]) -> int:
+def elements_of(scheme: SparseUpdateScheme, costs: Sequence[LayerCosts]) -> int:
     return sum(
-        count * (costs[layer].activation_elements + costs[layer].weight_elements)
+        count * (costs[layer].sample_elements + costs[layer].weight_elements)
         for layer, count in channels_trained(scheme, costs).items()
     )
 
 
 @pytest.mark.parametrize("scheme", SPARSE_UPDATE_SCHEMES, ids=lambda scheme: scheme.name)
-def test_scheme_adds_up_to_its_label(scheme: SparseUpdateScheme, costs_of: dict[str, list[LayerCost]]) -> None:
+def test_scheme_adds_up_to_its_label(scheme: SparseUpdateScheme, costs_of: dict[str, tuple[LayerCosts, ...]]) -> None:
     costs = costs_of[scheme.network]
     counts = channels_trained(scheme, costs)
     classifier_input = costs[-1].out_channels
-    activation_bytes = sum(count * costs[layer].activation_elements for layer, count in counts.items())
+    activation_bytes = sum(count * costs[layer].sample_elements for layer, count in counts.items())
     weight_bytes = sum(count * costs[layer].weight_elements for layer, count in counts.items())
     with_bias = costs[-scheme.num_bias_layers :]
     mask_bytes = sum(-(-cost.output_elements // 8) for cost in with_bias)
@@ -124,18 +92,22 @@ def test_scheme_adds_up_to_its_label(scheme: SparseUpdateScheme, costs_of: dict[
 
 
 @pytest.mark.parametrize(("name", "budget"), BUDGETS.items())
-def test_budget_of_the_paper_is_a_scheme(name: str, budget: int, costs_of: dict[str, list[LayerCost]]) -> None:
+def test_budget_of_the_paper_is_a_scheme(name: str, budget: int, costs_of: dict[str, tuple[LayerCosts, ...]]) -> None:
     scheme = scheme_named(name)
     assert elements_of(scheme, costs_of[scheme.network]) == budget
 
 
 def test_the_ninth_budget_charges_its_depthwise_layer_one_per_channel(
-    costs_of: dict[str, list[LayerCost]],
+    costs_of: dict[str, tuple[LayerCosts, ...]],
 ) -> None:
     """The paper says 27,946; ours is 336 more, 42 depthwise channels of 9 weights each taken for 1."""
     scheme = scheme_named("mbv2-49kb")
     costs = costs_of[scheme.network]
-    depthwise = {layer: count for layer, count in channels_trained(scheme, costs).items() if costs[layer].is_depthwise}
+    depthwise = {
+        layer: count
+        for layer, count in channels_trained(scheme, costs).items()
+        if costs[layer].kind == "depthwise conv"
+    }
     assert depthwise == {49: 42}
     assert costs[49].weight_elements == 9
     assert elements_of(scheme, costs) == 28_282
@@ -157,10 +129,10 @@ def test_full_network_matches_the_paper(
     elements: int,
     final_convolution: tuple[int, int] | None,
     published: int,
-    costs_of: dict[str, list[LayerCost]],
+    costs_of: dict[str, tuple[LayerCosts, ...]],
 ) -> None:
     costs = costs_of[network]
-    total = sum(cost.in_channels * (cost.weight_elements + cost.activation_elements) for cost in costs)
+    total = sum(cost.in_channels * (cost.weight_elements + cost.sample_elements) for cost in costs)
     assert (len(costs), total) == (num_convolutions, elements)
     if final_convolution is not None:
         in_channels, out_channels = final_convolution

@@ -1,0 +1,46 @@
+# One set-up for all targets; .installed is its stamp. Nothing is installed twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell git ls-files planner simulator engine pyproject.toml 2>/dev/null)
+
+# Slow tests and those on the asset folder: make test MARKERS="not gpu and not browser"
+MARKERS ?= not slow and not assets and not gpu and not browser
+
+.PHONY: help demo test lint types install clean
+
+help: ## Show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: install ## Plan EfficientNet-Lite0 with its ImageNet weights (most of the time is the set-up)
+	@mkdir -p out
+	cd examples && ../$(BIN)/trady-plan --budget 256KB --batch-size 8 -o ../out/plan.json --plot ../out/plan.png \
+	    efficientnet_lite0:efficientnet_lite0
+
+test: install lint types ## Set up, then lint, types and tests (MARKERS chooses others)
+	$(BIN)/python -m pytest -m "$(MARKERS)"
+
+lint: $(VENV)/.dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/python -m mypy -p trady.planner
+
+# A regular (not editable) install: what is tested is what a user gets.
+install: $(VENV)/.installed
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall --no-build-isolation .
+	@rm -rf build
+	@touch $@
+
+$(VENV)/.dependencies: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet ".[dev]"
+	@rm -rf build
+	@touch $@
+
+clean: ## Remove the environment and what was built
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,346 @@
+"""``trady-plan`` and ``trady-profile``: results on stdout, progress and notes on stderr."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from trady.planner.errors import TradyError
+from trady.planner.files import check_writable
+from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
+from trady.planner.units import parse_bytes
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+_FLOATS = [kind.value for kind in DType if kind is not DType.INT8]
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
+
+
+def _values(kind: Any) -> click.Choice[str]:
+    return click.Choice([member.value for member in kind])
+
+
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 0.5,0.5,0.5") from error
+
+
+def model_options(command: Command) -> Command:
+    """Options that say which model, on which inputs; shared by every command that loads one."""
+    options = [
+        click.argument("model"),
+        click.option("--arch", metavar="FACTORY", help="Factory of a state dict, for instance torchvision:resnet18."),
+        click.option("--input", "input_shape", metavar="SHAPE", help="Shape of one sample: 3x224x224, tokens:128."),
+        click.option("--loss", metavar="MODULE:FUNCTION", help="loss(outputs, targets)."),
+        click.option("--data", metavar="SOURCE", help="Class folders, .npz, .csv/.tsv, module:function."),
+        click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text data."),
+        click.option("--mean", metavar="R,G,B", callback=_numbers, help="Mean of pictures scaled to 0..1."),
+        click.option("--std", metavar="R,G,B", callback=_numbers, help="Deviation of the same."),
+        click.option("--classes", type=click.IntRange(min=2), help="Outputs of the head; the data's by default."),
+        click.option("--head", default="auto", metavar="NAME", help="Layer that always trains: auto, none or a name."),
+        click.option("--pretrained/--no-pretrained", default=True, help="Weights of named models."),
+        click.option("--meta", is_flag=True, help="Build a large model without its memory."),
+        click.option("--trust-pickle", is_flag=True, help="Run the code a file names: your own only."),
+        click.option("--calibration-batches", type=click.IntRange(min=1), default=16, help="Batches to measure."),
+        click.option("--calibration-batch-size", type=click.IntRange(min=1), default=16, help="Samples in each."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the calibration."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def step_options(command: Command) -> Command:
+    """Options that say how the step is run."""
+    options = [
+        click.option("--norm", type=_values(NormMode), default="frozen", help="Norms with running statistics."),
+        click.option("--dtype", type=_values(DType), help="Cast the model; int8 is accounting in scope update."),
+        click.option("--amp", type=click.Choice(_FLOATS[1:]), help="Run under autocast."),
+        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device to plan for."),
+        click.option("--memory-format", type=_values(MemoryFormat), default="contiguous", help="Layout."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("trady-plan", context_settings=_CONTEXT)
+@model_options
+@step_options
+@click.option("--budget", required=True, metavar="SIZE", help="Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.")
+@click.option("--scope", type=_values(Scope), default="update", help="What the budget holds.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, help="Samples of a micro-batch.")
+@click.option("--optimizer", type=_values(OptimizerKind), default="sgd", help="Its state is in the budget.")
+@click.option("--epochs", type=click.IntRange(min=1), default=50, help="Planned epochs.")
+@click.option("--strategy", type=_values(Strategy), default="solver", help="How layers and channels are chosen.")
+@click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
+@click.option("--priorities", type=click.Path(path_type=Path), help="File made by trady-profile.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Draw only from layers whose name matches.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Draw from no layer whose name matches.")
+@click.option("--max-depth", type=click.IntRange(min=1), metavar="N", help="Draw only from the last N layers.")
+@click.option("--max-backward-macs", type=click.IntRange(min=1), metavar="N", help="Bound the backward pass.")
+@click.option("--min-channels", type=click.IntRange(min=1), default=1, help="Fewest channels of a chosen layer.")
+@click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]")
+@click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer.")
+@click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'.")
+@click.option("-o", "--output", type=_OUTPUT, help="Write the plan (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON instead of tables.")
+@click.option("--plot", type=_OUTPUT, help="Draw bytes by layer with RGN beside (.png, .svg).")
+@click.option("--graph", type=_OUTPUT, help="Save the traced graph (.json, .graphml).")
+@click.option("--draw", type=_OUTPUT, help="Draw the network, coloured by what it keeps (.svg, .png).")
+def plan_command(**options: Any) -> None:
+    """Plan what of MODEL to fine-tune within a budget of bytes.
+
+    MODEL is a .pt or .pth file (a pickled module, or a state dict with --arch), .safetensors with --arch, a
+    torch.export .pt2, torchvision:NAME, timm:NAME, transformers:NAME, or package.module:function.
+
+    Example: trady-plan --budget 256KB --data photos/ -o plan.json torchvision:mobilenet_v2
+    """
+    with _errors_told():
+        _plan(**options)
+
+
+@click.command("trady-profile", context_settings=_CONTEXT)
+@model_options
+@click.option("-o", "--output", type=_OUTPUT, help="Write the priorities (JSON).")
+@click.option("--json", "as_json", is_flag=True, help="Print the priorities as JSON instead of a table.")
+@click.option("--macs", is_flag=True, help="Count forward multiply-adds with fvcore beside our rule.")
+def profile_command(**options: Any) -> None:
+    """Measure the gradient norm of every input channel of MODEL: the priorities of later plans.
+
+    Example: trady-profile --data photos/ -o priorities.json torchvision:mobilenet_v2
+    """
+    with _errors_told():
+        _profile(**options)
+
+
+def _plan(
+    *,
+    budget: str,
+    batch_size: int,
+    priorities: Path | None,
+    scheme: str | None,
+    output: Path | None,
+    as_json: bool,
+    plot: Path | None,
+    graph: Path | None,
+    draw: Path | None,
+    **options: Any,
+) -> None:
+    parse_bytes(budget)
+    _check_outputs(output, plot, graph, draw)
+    _check_figures(plot, graph, draw)
+    from trady.planner.planning import make_plan
+    from trady.planner.priorities import Priorities
+    from trady.planner.reports import plan_report
+    from trady.planner.summary import summary_json
+    from trady.planner.tracing import trace
+
+    known = None if priorities is None else Priorities.load(priorities)
+    ratios = _read_scheme(scheme)
+    model_kwargs, plan_kwargs = _split(options)
+    with _stages() as say:
+        prepared, measured = _prepared(say, measure=known is None, **model_kwargs)
+        loaded = prepared.loaded
+        step = {name: plan_kwargs.pop(name) for name in ("norm", "dtype", "amp", "device", "memory_format")}
+        say("Tracing one training step")
+        traced = trace(
+            loaded.model,
+            prepared.inputs,
+            loss=loaded.loss,
+            head=model_kwargs["head"],
+            train=plan_kwargs["train"],
+            batch_sizes=(batch_size,),
+            **step,
+        )
+        plan = make_plan(
+            loaded.model,
+            prepared.inputs,
+            budget=budget,
+            batch_size=batch_size,
+            priorities=known or measured,
+            loss=loaded.loss,
+            scheme=ratios,
+            source=prepared.source,
+            traced=traced,
+            progress=say,
+            **step,
+            **plan_kwargs,
+        )
+        _write_figures(plan, traced, plot, graph, draw)
+    if output is not None:
+        plan.save(output)
+    if as_json:
+        click.echo(json.dumps(summary_json(plan), indent=1))
+    else:
+        Console().print(plan_report(plan))
+    _tell_written(output, plot, graph, draw)
+
+
+def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) -> None:
+    _check_outputs(output)
+    from trady.planner.reports import priorities_report
+
+    with _stages() as say:
+        prepared, measured = _prepared(say, measure=True, **options)
+        found = measured or _synthetic(prepared, say)
+        counted = _count_macs(prepared) if macs else None
+    if output is not None:
+        found.save(output)
+    if as_json:
+        click.echo(found.model_dump_json(indent=1))
+    else:
+        Console().print(priorities_report(found))
+    if counted is not None:
+        Console(stderr=as_json).print(counted)
+    _tell_written(output)
+
+
+def _prepared(
+    say: Callable[[str], None],
+    *,
+    measure: bool,
+    model: str,
+    data: str | None,
+    classes: int | None,
+    tokenizer: Path | None,
+    head: str,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    calibration_batches: int,
+    calibration_batch_size: int,
+    seed: int,
+    **loading: Any,
+) -> tuple[Any, Any]:
+    """The model with its head and data, and priorities where there is data to measure on."""
+    from trady.planner.loading import load_model
+    from trady.planner.preparing import prepare, priorities_from_data
+
+    say(f"Loading {model}")
+    loaded = load_model(model, **loading)
+    for note in loaded.notes:
+        click.echo(f"Note: {note}", err=True)
+    prepared = prepare(loaded, data=data, classes=classes, tokenizer=tokenizer, head=head, mean=mean, std=std)
+    if not measure or prepared.data is None:
+        return prepared, None
+    found = priorities_from_data(
+        prepared, num_batches=calibration_batches, batch_size=calibration_batch_size, seed=seed, say=say
+    )
+    _tell_skipped(prepared.data)
+    return prepared, found
+
+
+def _synthetic(prepared: Any, say: Callable[[str], None]) -> Any:
+    from trady.planner.planning import priorities_without_data
+    from trady.planner.tracing import trace
+
+    say("Measuring gradient norms on synthetic inputs")
+    loaded = prepared.loaded
+    traced = trace(loaded.model, prepared.inputs, loss=loaded.loss)
+    return priorities_without_data(
+        loaded.model, prepared.inputs, traced, loaded.loss, has_weights=prepared.source.has_weights
+    )
+
+
+def _count_macs(prepared: Any) -> Any:
+    from trady.planner.macs import forward_macs
+    from trady.planner.reports import macs_report
+
+    return macs_report(forward_macs(prepared.loaded.model, prepared.inputs))
+
+
+def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options about the model, and options about the plan."""
+    names = {parameter.name for parameter in profile_command.params} - {"output", "as_json", "macs"}
+    about_model = {name: value for name, value in options.items() if name in names}
+    return about_model, {name: value for name, value in options.items() if name not in names} | {
+        "head": options["head"]
+    }
+
+
+def _read_scheme(scheme: str | None) -> dict[str, float] | str | None:
+    if scheme is None or not scheme.endswith(".json"):
+        return scheme
+    try:
+        found = json.loads(Path(scheme).read_text())
+        return {str(name): float(ratio) for name, ratio in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise TradyError(f"Scheme {scheme} is no JSON object of layer names and ratios: {error}.") from error
+
+
+def _write_figures(plan: Any, traced: Any, plot: Path | None, graph: Path | None, draw: Path | None) -> None:
+    if plot is None and graph is None and draw is None:
+        return
+    from trady.planner.figures import draw_graph, plot_plan, save_graph
+
+    if plot is not None:
+        plot_plan(plan, plot)
+    if graph is not None:
+        save_graph(traced, graph)
+    if draw is not None:
+        draw_graph(traced, draw)
+
+
+def _check_figures(plot: Path | None, graph: Path | None, draw: Path | None) -> None:
+    from trady.planner.figures import check_figure_path, check_graph_path
+
+    for figure in (plot, draw):
+        if figure is not None:
+            check_figure_path(figure)
+    if graph is not None:
+        check_graph_path(graph)
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            check_writable(path)
+
+
+def _tell_written(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            click.echo(f"Wrote {path}", err=True)
+
+
+def _tell_skipped(data: Any) -> None:
+    skipped = getattr(data, "skipped", ())
+    if skipped:
+        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        click.echo(f"Note: {len(skipped)} unreadable items were skipped: {names}", err=True)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done: a spinner on a terminal, lines in a log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: click.echo(f"{text} ...", err=True)
+        return
+    with console.status("Starting") as status:
+        yield lambda text: status.update(text)
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Tell what the user can mend in one message and exit with 1; Ctrl-C leaves no half file."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
+    try:
+        yield
+    except TradyError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("Interrupted: nothing was written.", err=True)
+        sys.exit(130)
