@@ -274,12 +274,11 @@ def _route(start: Place, end: Place, taken: set[Place]) -> tuple[list[tuple[floa
     move, line, curve = 1, 2, 4
     (x1, y1), (x2, y2) = _centre(start), _centre(end)
     half = _BOX_HEIGHT / 2
-    if end.row - start.row > 1 and any(Place(row, end.column) in taken for row in range(start.row + 1, end.row)):
-        if start.column != end.column and not any(
-            Place(row, start.column) in taken for row in range(start.row + 1, end.row)
-        ):
-            bend = _centre(Place(end.row - 1, start.column))
-            return [(x1, y1 - half), bend, (x2, y2 + half)], [move, line, line]
+    between = range(start.row + 1, end.row)
+    if start.column != end.column and between and not any(Place(row, start.column) in taken for row in between):
+        bend = _centre(Place(end.row - 1, start.column))
+        return [(x1, y1 - half), bend, (x2, y2 + half)], [move, line, line]
+    if any(Place(row, end.column) in taken for row in between):
         left1, left2 = x1 - _BOX_WIDTH / 2, x2 - _BOX_WIDTH / 2
         out = min(left1, left2) - _arc(end.row - start.row)
         return [(left1, y1), (out, y1), (out, y2), (left2, y2)], [move, curve, curve, curve]
