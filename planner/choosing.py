@@ -79,20 +79,17 @@ class Choice:
     counts: tuple[int, ...]
 
 
-def candidate_layers(
-    traced: Trace, priorities: Priorities, only: Sequence[str], exclude: Sequence[str], max_depth: int | None
-) -> list[Layer]:
+def candidate_layers(traced: Trace, only: Sequence[str], exclude: Sequence[str], max_depth: int | None) -> list[Layer]:
     """The layers that may be drawn from, in order of first use.
 
     Args:
         traced: The model's trace.
-        priorities: Norms, one entry for each candidate.
         only: Patterns of layer names to keep; all where empty.
         exclude: Patterns of layer names to leave out.
         max_depth: Keep the last so many layers.
 
     Raises:
-        PlanError: No layer is left, or the priorities are of another model.
+        PlanError: No layer is left.
     """
     layers = list(traced.layers)
     if not layers:
@@ -104,25 +101,59 @@ def candidate_layers(
         if max_depth < 1:
             raise PlanError(f"Depth must be 1 layer or more, got {max_depth}.")
         layers = layers[-max_depth:]
-    names = [layer.name for layer in layers]
     kept = [layer for layer in layers if (not only or _matches(layer.name, only)) and not _matches(layer.name, exclude)]
     if not kept:
+        names = ", ".join(layer.name for layer in layers[-5:])
         raise PlanError(
             f"No layer is left after --only {list(only)} and --exclude {list(exclude)}. "
-            f"Layers are for instance: {', '.join(names[-5:])}."
+            f"Layers are for instance: {names}."
         )
-    unmatched = [layer.name for layer in kept if _num_norms(priorities, layer) != layer.in_channels]
+    return kept
+
+
+def priorities_of(layers: Sequence[Layer], priorities: Priorities) -> list[LayerPriority]:
+    """The norms of each layer, in the layers' order.
+
+    Raises:
+        PlanError: The priorities are of another model.
+    """
+    unmatched = [layer.name for layer in layers if _num_norms(priorities, layer) != layer.in_channels]
     if unmatched:
         raise PlanError(
             f"The priorities are of another model: layers without matching norms: {', '.join(unmatched[:5])}. "
             "Make them with trady-profile from this model."
         )
-    return kept
+    return [priorities.by_weight[layer.weight_name] for layer in layers]
 
 
 def _num_norms(priorities: Priorities, layer: Layer) -> int:
     found = priorities.by_weight.get(layer.weight_name)
     return 0 if found is None else len(found.channel_norms)
+
+
+def check_some_layer_fits(table: CostTable, request: Request) -> None:
+    """Tell a hopeless budget before the work.
+
+    Raises:
+        BudgetError: No layer fits; the smallest budget that trains one is named.
+    """
+    if _least_bytes(table, request, _cheapest(table, request)) > request.budget_bytes:
+        raise no_layer_fits(table, request)
+
+
+def _cheapest(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> int:
+    return min(eligible or range(len(table.layers)), key=lambda index: _least_bytes(table, request, index))
+
+
+def _least_bytes(table: CostTable, request: Request, index: int) -> int:
+    return table.scope_bytes(_least_counts(table, request, index), request.scope)
+
+
+def _least_counts(table: CostTable, request: Request, index: int) -> list[int]:
+    """The fewest channels of one layer, and none of the others."""
+    counts = [0] * len(table.layers)
+    counts[index] = min(request.min_channels, table.layers[index].in_channels)
+    return counts
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -235,21 +266,15 @@ def _weight_norms(weight: Tensor, channel_dim: int, groups: int) -> Tensor:
 
 def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> TradyError:
     """The error of a budget that trains nothing: which layer comes cheapest, and what it takes."""
-
-    def least(index: int) -> int:
-        counts = [0] * len(table.layers)
-        counts[index] = min(request.min_channels, table.layers[index].in_channels)
-        return table.scope_bytes(counts, request.scope)
-
-    cheapest = min(eligible or range(len(table.layers)), key=least)
-    layer, needed = table.layers[cheapest], least(cheapest)
+    cheapest = _cheapest(table, request, eligible)
+    layer, needed = table.layers[cheapest], _least_bytes(table, request, cheapest)
     if needed <= request.budget_bytes:
+        least = min(table.backward_macs(_least_counts(table, request, index)) for index in range(len(table.layers)))
         return PlanError(
-            f"No layer fits --max-backward-macs {request.max_backward_macs} (a frozen pass needs "
-            f"{table.backward_macs([0] * len(table.layers))} MACs). Raise it, or use --max-depth."
+            f"No layer fits the budget with --max-backward-macs {request.max_backward_macs}: the shallowest needs "
+            f"{least} MACs. Raise --max-backward-macs."
         )
-    counts = [0] * len(table.layers)
-    counts[cheapest] = min(request.min_channels, layer.in_channels)
+    counts = _least_counts(table, request, cheapest)
     parts = _parts(table.ledger(counts), request.scope)
     channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
     return BudgetError(

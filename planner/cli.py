@@ -52,7 +52,7 @@ def model_options(command: Command) -> Command:
         click.option("--pretrained/--no-pretrained", default=True, help="Weights of named models."),
         click.option("--meta", is_flag=True, help="Build a large model without its memory."),
         click.option("--trust-pickle", is_flag=True, help="Run the code a file names: your own only."),
-        click.option("--calibration-batches", type=click.IntRange(min=1), default=16, help="Batches to measure."),
+        click.option("--calibration-batches", type=click.IntRange(min=1), default=8, help="Batches to measure."),
         click.option("--calibration-batch-size", type=click.IntRange(min=1), default=16, help="Samples in each."),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the calibration."),
     ]  # fmt: skip
@@ -151,7 +151,7 @@ def _plan(
     ratios = _read_scheme(scheme)
     model_kwargs, plan_kwargs = _split(options)
     with _stages() as say:
-        prepared, measured = _prepared(say, measure=known is None, **model_kwargs)
+        prepared, measure = _prepared(say, **model_kwargs)
         loaded = prepared.loaded
         step = {name: plan_kwargs.pop(name) for name in ("norm", "dtype", "amp", "device", "memory_format")}
         say("Tracing one training step")
@@ -169,7 +169,7 @@ def _plan(
             prepared.inputs,
             budget=budget,
             batch_size=batch_size,
-            priorities=known or measured,
+            priorities=known or measure,
             loss=loaded.loss,
             scheme=ratios,
             source=prepared.source,
@@ -193,8 +193,8 @@ def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) 
     from trady.planner.reports import priorities_report
 
     with _stages() as say:
-        prepared, measured = _prepared(say, measure=True, **options)
-        found = measured or _synthetic(prepared, say)
+        prepared, measure = _prepared(say, **options)
+        found = _synthetic(prepared, say) if measure is None else measure()
         counted = _count_macs(prepared) if macs else None
     if output is not None:
         found.save(output)
@@ -210,7 +210,6 @@ def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) 
 def _prepared(
     say: Callable[[str], None],
     *,
-    measure: bool,
     model: str,
     data: str | None,
     classes: int | None,
@@ -222,8 +221,8 @@ def _prepared(
     calibration_batch_size: int,
     seed: int,
     **loading: Any,
-) -> tuple[Any, Any]:
-    """The model with its head and data, and priorities where there is data to measure on."""
+) -> tuple[Any, Callable[[], Any] | None]:
+    """The model with its head and data, and a function that measures priorities where there is data to do it on."""
     from trady.planner.loading import load_model
     from trady.planner.preparing import prepare, priorities_from_data
 
@@ -232,13 +231,17 @@ def _prepared(
     for note in loaded.notes:
         click.echo(f"Note: {note}", err=True)
     prepared = prepare(loaded, data=data, classes=classes, tokenizer=tokenizer, head=head, mean=mean, std=std)
-    if not measure or prepared.data is None:
+    if prepared.data is None:
         return prepared, None
-    found = priorities_from_data(
-        prepared, num_batches=calibration_batches, batch_size=calibration_batch_size, seed=seed, say=say
-    )
-    _tell_skipped(prepared.data)
-    return prepared, found
+
+    def measure() -> Any:
+        found = priorities_from_data(
+            prepared, num_batches=calibration_batches, batch_size=calibration_batch_size, seed=seed, say=say
+        )
+        _tell_skipped(prepared.data)
+        return found
+
+    return prepared, measure
 
 
 def _synthetic(prepared: Any, say: Callable[[str], None]) -> Any:

@@ -15,7 +15,14 @@ from trady.planner.calibration import (
     synthetic_batches,
     uniform_priorities,
 )
-from trady.planner.choosing import Request, candidate_layers, choose_channels, no_layer_fits
+from trady.planner.choosing import (
+    Request,
+    candidate_layers,
+    check_some_layer_fits,
+    choose_channels,
+    no_layer_fits,
+    priorities_of,
+)
 from trady.planner.costing import build_cost_table
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
@@ -60,7 +67,7 @@ def make_plan(
     optimizer: OptimizerKind | str = OptimizerKind.SGD,
     epochs: int = 50,
     strategy: Strategy | str = Strategy.SOLVER,
-    priorities: Priorities | None = None,
+    priorities: Priorities | Callable[[], Priorities] | None = None,
     loss: LossFunction | None = None,
     targets: Any = None,
     norm: NormMode | str = NormMode.FROZEN,
@@ -94,7 +101,8 @@ def make_plan(
         optimizer: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
         epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
         strategy: ``"solver"``, or one of the papers' by name.
-        priorities: Gradient norms; measured on synthetic inputs by default, uniform where nothing can be measured.
+        priorities: Gradient norms, or a function that measures them, called once the budget is known to train
+            something; by default measured on synthetic inputs, uniform where nothing can be measured.
         loss: ``loss(outputs, targets)``; by default the model's own, else cross-entropy.
         targets: Example targets for ``loss``.
         norm: ``"frozen"`` or ``"train"``.
@@ -152,13 +160,16 @@ def make_plan(
             batch_sizes=(size,),
         )
     traced = traced.at(size)
+    layers = candidate_layers(traced, only, exclude, max_depth)
+    table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
+    check_some_layer_fits(table, request)
     origin = source or ModelSource()
     if priorities is None:
         say("Measuring gradient norms on synthetic inputs")
         priorities = priorities_without_data(model, inputs, traced, loss, has_weights=origin.has_weights)
-    layers = candidate_layers(traced, priorities, only, exclude, max_depth)
-    table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
-    found = [priorities.by_weight[layer.weight_name] for layer in layers]
+    elif callable(priorities):
+        priorities = priorities()
+    found = priorities_of(layers, priorities)
     settings = Settings(
         budget_bytes=request.budget_bytes,
         scope=request.scope,

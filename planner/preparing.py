@@ -23,7 +23,7 @@ from trady.planner.training_step import Batch, Inputs, batch_size_of, input_tens
 from trady.planner.units import format_bytes
 
 #: Batches of data that head and gradient norms are fitted to, and their size, unless said.
-DEFAULT_BATCHES: Final = 16
+DEFAULT_BATCHES: Final = 8
 DEFAULT_BATCH_SIZE: Final = 16
 #: The head is fitted to so many times more batches, other ones: a head that knows the samples by heart has no gradient.
 _HEAD_SHARE: Final = 2
