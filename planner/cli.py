@@ -248,7 +248,7 @@ def _synthetic(prepared: Any, say: Callable[[str], None]) -> Any:
     from trady.planner.planning import priorities_without_data
     from trady.planner.tracing import trace
 
-    say("Measuring gradient norms on synthetic inputs")
+    say("Finding priorities without data")
     loaded = prepared.loaded
     traced = trace(loaded.model, prepared.inputs, loss=loaded.loss)
     return priorities_without_data(

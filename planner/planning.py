@@ -165,7 +165,7 @@ def make_plan(
     check_some_layer_fits(table, request)
     origin = source or ModelSource()
     if priorities is None:
-        say("Measuring gradient norms on synthetic inputs")
+        say("Finding priorities without data")
         priorities = priorities_without_data(model, inputs, traced, loss, has_weights=origin.has_weights)
     elif callable(priorities):
         priorities = priorities()

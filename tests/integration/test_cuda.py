@@ -53,9 +53,9 @@ def bytes_kept_on_cuda(model: nn.Module, inputs: Tensor, amp: torch.dtype | None
         return packed
 
     targets = torch.zeros(len(inputs), dtype=torch.long, device="cuda")
-    with torch.autocast("cuda", dtype=amp or torch.bfloat16, enabled=amp is not None):
-        with saved_tensors_hooks(pack, lambda packed: packed.tensor):
-            loss = cross_entropy(model(inputs), targets)
+    autocast = torch.autocast("cuda", dtype=amp or torch.bfloat16, enabled=amp is not None)
+    with autocast, saved_tensors_hooks(pack, lambda packed: packed.tensor):
+        loss = cross_entropy(model(inputs), targets)
     known = [*model.parameters(), *model.buffers(), inputs, targets]
     left_out = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept = {packed.tensor.untyped_storage().data_ptr(): packed.tensor.untyped_storage().nbytes() for packed in alive}
