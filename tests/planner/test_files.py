@@ -52,16 +52,16 @@ def test_a_missing_folder_is_an_error_of_ours(tmp_path: Path) -> None:
 
 def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     check_writable(tmp_path / "plan.json")
-    with pytest.raises(TradyError, match="is a folder. Give a file name in it"):
+    with pytest.raises(TradyError, match=r"is a folder. Give a file name in it"):
         check_writable(tmp_path)
-    with pytest.raises(TradyError, match="does not exist. Make it first"):
+    with pytest.raises(TradyError, match=r"does not exist. Make it first"):
         check_writable(tmp_path / "none" / "plan.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(TradyError, match="does not exist. Make it first"):
+    with pytest.raises(TradyError, match=r"does not exist. Make it first"):
         check_writable(tmp_path / "file" / "plan.json")
 
 
 def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(TradyError, match="permission denied. Choose another place"):
+    with pytest.raises(TradyError, match=r"permission denied. Choose another place"):
         check_writable(tmp_path / "plan.json")
