@@ -57,9 +57,14 @@ class Purse:
         self._stored[group].add(key)
         return True
 
-    def is_full(self, eligible: Sequence[int]) -> bool:
-        """Whether not even the gradient of the cheapest channel could still fit."""
-        return self._budget - self.spent < min(self._channel_prices[index] for index in eligible)
+    @property
+    def left(self) -> int:
+        """Bytes not spent yet."""
+        return self._budget - self.spent
+
+    def cheapest(self, eligible: Sequence[int]) -> int:
+        """The least any channel of these layers can cost, in bytes: below that the purse is as good as empty."""
+        return min((self._channel_prices[index] for index in eligible), default=0)
 
     def _opening_price(self, index: int, key: int) -> int:
         """A layer's first channel also pays what its training makes the step keep, and may free stored inputs."""

@@ -113,19 +113,21 @@ class _Filler:
         tickets = np.repeat(np.asarray(eligible), sizes)
         order = tickets[permutation(self._seed, self._epoch, _FILL_STREAM, len(tickets))]
         purse = Purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
+        cheapest = purse.cheapest(eligible)
         for index in order.tolist():
-            if not purse.take(index) and purse.is_full(eligible):
+            if not purse.take(index) and purse.left < cheapest:
                 break
         return purse.counts
 
     def by_order(self, order: Sequence[tuple[int, int]]) -> dict[str, Channels]:
         """Take given ``(layer, channel)`` pairs in order while they fit; input groups share what they store."""
         purse = Purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
+        cheapest = purse.cheapest(self._plan.strategy.eligible)
         taken: dict[str, list[int]] = {}
         for index, channel in order:
             if purse.take(index, channel):
                 taken.setdefault(self._table.layers[index].name, []).append(channel)
-            elif purse.is_full(self._plan.strategy.eligible):
+            elif purse.left < cheapest:
                 break
         return {name: np.asarray(found, dtype=np.int64) for name, found in taken.items()}
 

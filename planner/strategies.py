@@ -90,7 +90,7 @@ def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
     """Channels per layer of a static scheme of ratios, floored as MIT's are.
 
     Raises:
-        StrategyError: The scheme names layers the plan has not.
+        StrategyError: The scheme names layers the model has not, a ratio outside 0 to 1, or trains nothing.
     """
     known = {layer.name for layer in table.layers}
     unknown = sorted(set(scheme) - known)
@@ -99,7 +99,23 @@ def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
             f"Scheme names layers the model has not: {', '.join(unknown[:5])}. "
             f"Its layers are for instance: {', '.join(list(known)[:5])}."
         )
-    return [int(scheme.get(layer.name, 0.0) * layer.in_channels) for layer in table.layers]
+    wrong = {name: ratio for name, ratio in scheme.items() if not _is_share(ratio)}
+    if wrong:
+        name, ratio = next(iter(wrong.items()))
+        raise StrategyError(f"Scheme ratio of layer {name!r} must be a number from 0 to 1, got {ratio!r}.")
+    counts = [_floored(scheme.get(layer.name, 0.0), layer.in_channels) for layer in table.layers]
+    if not any(counts):
+        raise StrategyError("Scheme trains no channel: every ratio gives less than one. Raise one of them.")
+    return counts
+
+
+def _is_share(ratio: object) -> bool:
+    return isinstance(ratio, int | float) and not isinstance(ratio, bool) and 0 <= ratio <= 1
+
+
+def _floored(ratio: float, channels: int) -> int:
+    """``ratio * channels`` floored, where 0.29 of 100 is 29 and not the 28 of binary fractions."""
+    return math.floor(ratio * channels + 1e-9)
 
 
 def _top(priorities: Sequence[LayerPriority]) -> list[int]:
