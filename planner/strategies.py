@@ -9,7 +9,7 @@ from typing import Final
 from trady.planner.errors import StrategyError
 from trady.planner.ledger import CostTable
 from trady.planner.options import Strategy
-from trady.planner.priorities import LayerPriority
+from trady.planner.priorities import LayerPriority, top_layers
 
 #: Share of the total RGN that the paper's top-K layers hold.
 TOP_SHARE: Final = 0.97
@@ -80,7 +80,7 @@ def eligible_layers(
         Top-K at 97 %: TraDy, arXiv 2510.19675. LaRa and its stopping rule: MeDyate, arXiv 2510.20979.
     """
     if rule is LayerRule.TOP_RGN:
-        return sorted(_top(priorities))
+        return sorted(top_layers(priorities, TOP_SHARE))
     if rule is LayerRule.LARA:
         return sorted(_lara(table, priorities, budget_bytes))
     return list(range(len(table.layers)))
@@ -116,18 +116,6 @@ def _is_share(ratio: object) -> bool:
 def _floored(ratio: float, channels: int) -> int:
     """``ratio * channels`` floored, where 0.29 of 100 is 29 and not the 28 of binary fractions."""
     return math.floor(ratio * channels + 1e-9)
-
-
-def _top(priorities: Sequence[LayerPriority]) -> list[int]:
-    total = math.fsum(layer.rgn for layer in priorities)
-    chosen: list[int] = []
-    held = 0.0
-    for index in sorted(range(len(priorities)), key=lambda index: -priorities[index].rgn):
-        if chosen and held >= TOP_SHARE * total:
-            break
-        chosen.append(index)
-        held += priorities[index].rgn
-    return chosen
 
 
 def _lara(table: CostTable, priorities: Sequence[LayerPriority], budget_bytes: int) -> list[int]:
