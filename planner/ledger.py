@@ -6,9 +6,9 @@ number of channels drawn per layer follow all lines of the ledger, to the byte.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trady.planner.options import Scope
 
@@ -116,7 +116,7 @@ class GroupInput(Record):
     """
 
     channel_bytes: Count
-    kept_by: int | None
+    kept_by: Count | None
 
 
 class InputGroup(Record):
@@ -137,8 +137,8 @@ class KeptBytes(Record):
 
     num_bytes: Count
     upstream: Count
-    line: str
-    storage: int | None
+    line: Literal["residuals", "always_trained"]
+    storage: Count | None
 
 
 class OperationCosts(Record):
@@ -236,6 +236,34 @@ class CostTable(Record):
     dense_saved_bytes: Count
     dense_gradient_bytes: Count
     dense_optimizer_bytes: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CostTable":
+        """Every index must point into the table it belongs to."""
+        kept = [entry for operation in self.operations for entry in operation.kept]
+        used = {
+            "input group": ([layer.group for layer in self.layers], len(self.groups)),
+            "upstream": (
+                [tensor.kept_by for group in self.groups for tensor in group.inputs if tensor.kept_by is not None]
+                + [entry.upstream for entry in kept]
+                + [upstream for operation in self.operations for upstream in operation.gradients],
+                len(self.upstreams),
+            ),
+            "storage": (
+                [entry.storage for entry in kept if entry.storage is not None]
+                + [
+                    storage
+                    for operation in self.operations
+                    for storage in (*operation.allocates, *operation.last_reads)
+                ],
+                len(self.storages),
+            ),
+            "layer": ([last for found in self.upstreams for _, last in found.layers], len(self.layers)),
+        }
+        for what, (indices, number) in used.items():
+            if max(indices, default=-1) >= number:
+                raise ValueError(f"{what} {max(indices)} is outside the table of {number}")
+        return self
 
     def ledger(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> Ledger:
         """The ledger when ``counts[i]`` channels of layer ``i`` are drawn.

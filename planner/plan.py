@@ -13,6 +13,7 @@ from trady.planner.files import write_atomically
 from trady.planner.ledger import CostTable, Count, Ledger, Record
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
 from trady.planner.priorities import Norm, PrioritySource
+from trady.planner.schedule import draw
 
 SCHEMA_VERSION: Final = 1
 
@@ -201,6 +202,12 @@ class Plan(Record):
                 raise ValueError(f"{count} channels are drawn from layer {layer.name!r}, which has {layer.in_channels}")
             if isinstance(norms, tuple) and len(norms) != layer.in_channels:
                 raise ValueError(f"layer {layer.name!r} has {layer.in_channels} channels but {len(norms)} norms")
+        for name, channels in self.strategy.fixed_channels.items():
+            known = {layer.name: layer.in_channels for layer in layers}
+            if name not in known:
+                raise ValueError(f"channels are fixed for {name!r}, which is no layer of the table")
+            if len(set(channels)) < len(channels) or max(channels, default=0) >= known[name]:
+                raise ValueError(f"channels of layer {name!r} must be distinct and below {known[name]}")
         outside = [index for index in self.strategy.eligible if index >= len(layers)]
         if outside:
             raise ValueError(f"eligible layer {outside[0]} is outside the table of {len(layers)} layers")
@@ -246,25 +253,49 @@ class Plan(Record):
             raise PlanError(f"Plan {path}: {error.strerror}. Make one with trady-plan -o {path}.") from error
         _check_version(path, content)
         try:
-            return cls.model_validate_json(content)
+            plan = cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "content"
             raise PlanError(
                 f"Plan {path} cannot be used: {where}: {first['msg']}. Make it anew with trady-plan."
             ) from error
+        _check_figures(path, plan)
+        return plan
 
 
 def _check_version(path: str | Path, content: bytes) -> None:
     try:
         version = json.loads(content).get("schema_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise PlanError(f"Plan {path} is not a JSON object. Make it anew with trady-plan.") from error
     if version != SCHEMA_VERSION:
         raise PlanError(
             f"Plan {path} is of version {version!r}; this Trady reads version {SCHEMA_VERSION}. "
             "Make it anew with trady-plan."
         )
+
+
+def _check_figures(path: str | Path, plan: Plan) -> None:
+    """The draw of the first epoch and its ledger must come out as written."""
+    first = draw(plan, 0)
+    ledger = first.ledger(plan.table)
+    spent = ledger.scopes.training if plan.settings.scope is Scope.TRAINING else ledger.scopes.update
+    problem = ""
+    if first.counts(plan.table) != plan.counts:
+        problem = "counts are not those of its first draw"
+    elif ledger != plan.ledger:
+        problem = "the ledger is not that of its counts"
+    elif spent > plan.settings.budget_bytes:
+        problem = f"its channels need {spent} B, above the budget of {plan.settings.budget_bytes} B"
+    if problem:
+        raise PlanError(f"Plan {path} contradicts itself: {problem}. Make it anew with trady-plan.")
+
+
+def json_schema() -> str:
+    """The plan's JSON Schema as kept in ``docs/plan.schema.json``; ``python -m trady.planner.plan`` prints it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema()}
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
 
 
 def _one_line_each(value: Any, depth: int = 0) -> str:
@@ -277,3 +308,7 @@ def _one_line_each(value: Any, depth: int = 0) -> str:
         pad = " " * (depth + 1)
         return "[\n" + ",\n".join(pad + json.dumps(row) for row in value) + "\n" + " " * depth + "]"
     return json.dumps(value)
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

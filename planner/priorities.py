@@ -124,15 +124,7 @@ class Priorities(Record):
 
     def top(self, share: float) -> list[LayerPriority]:
         """The fewest layers, by RGN, that hold ``share`` of the total."""
-        total = math.fsum(layer.rgn for layer in self.layers)
-        chosen: list[LayerPriority] = []
-        held = 0.0
-        for layer in self.ranked():
-            if chosen and held >= share * total:
-                break
-            chosen.append(layer)
-            held += layer.rgn
-        return chosen
+        return [self.layers[index] for index in top_layers(self.layers, share)]
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
@@ -155,6 +147,19 @@ class Priorities(Record):
             raise CalibrationError(
                 f"Priorities {path} cannot be read: {where}: {first['msg']}. Make them with trady-profile."
             ) from error
+
+
+def top_layers(layers: Sequence[LayerPriority], share: float) -> list[int]:
+    """Indices of the fewest layers, the largest RGN first, that hold ``share`` of the total; one at least."""
+    total = math.fsum(layer.rgn for layer in layers)
+    chosen: list[int] = []
+    held = 0.0
+    for index in sorted(range(len(layers)), key=lambda index: layers[index].rgn, reverse=True):
+        if chosen and held >= share * total:
+            break
+        chosen.append(index)
+        held += layers[index].rgn
+    return chosen
 
 
 def rounded_norms(norms: Sequence[float]) -> tuple[float, ...]:

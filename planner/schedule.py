@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.ledger import INDEX_BYTES, CostTable, Ledger
-from trady.planner.options import Scope
+from trady.planner.errors import StrategyError
+from trady.planner.ledger import CostTable, Ledger
+from trady.planner.purse import Purse
 from trady.planner.strategies import STRATEGIES, DrawRule
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 Channels: TypeAlias = NDArray[np.int64]
 #: Streams of random bits of one epoch that do not overlap: one per input group, and one for the order of filling.
 _FILL_STREAM: Final = 2**32 - 1
+_WEIGHTED_STREAMS: Final = 2**31
+#: Stands for a norm of zero: drawn last, and in random order.
+_LEAST_WEIGHT: Final = 1e-30
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def draw(
             and ``d-det-rgn`` look at it; without it they start as the papers do (uniform; calibrated norms).
     """
     rule = STRATEGIES[plan.strategy.name]
-    moment = epoch if rule.dynamic else 0
+    moment, seen = (epoch, observed) if rule.dynamic else (0, None)
     if rule.draw is DrawRule.LARGEST_WEIGHTS:
         channels = {name: np.asarray(found, dtype=np.int64) for name, found in plan.strategy.fixed_channels.items()}
         return ChannelDraw(epoch, channels)
@@ -69,9 +73,9 @@ def draw(
     if rule.draw is DrawRule.FIXED_COUNTS:
         return ChannelDraw(epoch, filler.first_of_permutations(plan.counts))
     if rule.draw is DrawRule.LARGEST_RGN:
-        return ChannelDraw(epoch, filler.by_order(filler.largest_rgn(observed)))
-    if rule.draw is DrawRule.OBSERVED_NORMS and observed is not None:
-        return ChannelDraw(epoch, filler.by_order(filler.weighted(observed)))
+        return ChannelDraw(epoch, filler.by_order(filler.largest_rgn(seen)))
+    if rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
+        return ChannelDraw(epoch, filler.by_order(filler.weighted(seen)))
     return ChannelDraw(epoch, filler.first_of_permutations(filler.uniform_counts()))
 
 
@@ -109,30 +113,34 @@ class _Filler:
         tickets = np.repeat(np.asarray(eligible), sizes)
         order = tickets[permutation(self._seed, self._epoch, _FILL_STREAM, len(tickets))]
         purse = Purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
+        cheapest = purse.cheapest(eligible)
         for index in order.tolist():
-            if not purse.take(index) and purse.is_full(eligible):
+            if not purse.take(index) and purse.left < cheapest:
                 break
         return purse.counts
 
     def by_order(self, order: Sequence[tuple[int, int]]) -> dict[str, Channels]:
         """Take given ``(layer, channel)`` pairs in order while they fit; input groups share what they store."""
         purse = Purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
+        cheapest = purse.cheapest(self._plan.strategy.eligible)
         taken: dict[str, list[int]] = {}
         for index, channel in order:
             if purse.take(index, channel):
                 taken.setdefault(self._table.layers[index].name, []).append(channel)
-            elif purse.is_full(self._plan.strategy.eligible):
+            elif purse.left < cheapest:
                 break
         return {name: np.asarray(found, dtype=np.int64) for name, found in taken.items()}
 
     def largest_rgn(self, observed: Mapping[str, Sequence[float]] | None) -> list[tuple[int, int]]:
-        """All eligible channels by RGN, the largest first."""
-        return self._sorted_by(
-            {
-                index: np.asarray(self._norms(index, observed)) / self._table.layers[index].sample_cost
-                for index in self._plan.strategy.eligible
-            }
-        )
+        """All eligible channels by RGN, the largest first; the calibrated norm stands in where none was observed."""
+        keys = {}
+        for index in self._plan.strategy.eligible:
+            norms = np.asarray(self._plan.channel_norms(index))
+            if observed is not None:
+                found = self._observed(index, observed)
+                norms = np.where(np.isnan(found), norms, found)
+            keys[index] = norms / self._table.layers[index].sample_cost
+        return self._sorted_by(keys)
 
     def weighted(self, observed: Mapping[str, Sequence[float]]) -> list[tuple[int, int]]:
         """All eligible channels in random order, drawn in proportion to their last observed norm.
@@ -142,89 +150,29 @@ class _Filler:
         Source:
             MeDyate, arXiv 2510.20979; Efraimidis and Spirakis 2006.
         """
-        norms = {index: np.asarray(self._norms(index, observed)) for index in self._plan.strategy.eligible}
-        seen = np.concatenate(list(norms.values()))
-        largest = np.nanmax(seen) if np.isfinite(seen).any() else 1.0
+        norms = {index: self._observed(index, observed) for index in self._plan.strategy.eligible}
+        largest = max((float(np.nanmax(found)) for found in norms.values() if not np.isnan(found).all()), default=1.0)
         keys = {}
         for index, found in norms.items():
-            bits = random_bits(self._seed, self._epoch, 2**31 + index, len(found))
+            weights = np.maximum(np.where(np.isnan(found), largest, found), _LEAST_WEIGHT)
+            bits = random_bits(self._seed, self._epoch, _WEIGHTED_STREAMS + index, len(found))
             uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
-            keys[index] = np.where(np.isnan(found), largest, np.maximum(found, 1e-30)) / -np.log(uniform)
+            keys[index] = weights / -np.log(uniform)
         return self._sorted_by(keys)
 
-    def _norms(self, index: int, observed: Mapping[str, Sequence[float]] | None) -> Sequence[float]:
-        name = self._table.layers[index].name
-        return observed[name] if observed is not None and name in observed else self._plan.channel_norms(index)
+    def _observed(self, index: int, observed: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+        """Last observed norm of each channel of a layer; ``NaN`` where there was none."""
+        layer = self._table.layers[index]
+        norms = np.asarray(observed.get(layer.name, [np.nan] * layer.in_channels), dtype=np.float64)
+        if norms.shape != (layer.in_channels,):
+            raise StrategyError(
+                f"Observed norms of layer {layer.name!r} must be one for each of its {layer.in_channels} input "
+                f"channels, got shape {norms.shape}. Give NaN for channels that never trained."
+            )
+        return norms
 
     def _sorted_by(self, keys: Mapping[int, NDArray[np.float64]]) -> list[tuple[int, int]]:
         layers = np.concatenate([np.full(len(found), index) for index, found in keys.items()])
         channels = np.concatenate([np.arange(len(found)) for found in keys.values()])
         order = np.argsort(-np.concatenate(list(keys.values())), kind="stable")
         return list(zip(layers[order].tolist(), channels[order].tolist(), strict=True))
-
-
-class Purse:
-    """A budget spent channel by channel, in the bytes of the ledger.
-
-    Args:
-        table: Costs.
-        scope: What the budget holds.
-        budget_bytes: What there is to spend.
-    """
-
-    def __init__(self, table: CostTable, scope: Scope, budget_bytes: int) -> None:
-        self.counts = [0] * len(table.layers)
-        self._table, self._scope, self._budget = table, scope, budget_bytes
-        self._stored: dict[int, set[int]] = {}
-        self._active = 0
-        self._spent = table.scope_bytes(self.counts, scope)
-
-    def take(self, index: int, channel: int | None = None) -> bool:
-        """Take one more channel of a layer if it fits.
-
-        Args:
-            index: The layer.
-            channel: Which channel; ``None`` for the next of the group's permutation.
-        """
-        layer = self._table.layers[index]
-        key = self.counts[index] if channel is None else channel
-        stored = self._stored.setdefault(layer.group, set())
-        if self._active >> index & 1:
-            price = self._channel_price(index) + (0 if key in stored else self._stored_price(layer.group))
-        else:
-            price = self._first_price(index, key, stored)
-        if self._spent + price > self._budget:
-            return False
-        self._spent += price
-        self._active |= 1 << index
-        self.counts[index] += 1
-        stored.add(key)
-        return True
-
-    def is_full(self, eligible: Sequence[int]) -> bool:
-        """Whether not even the cheapest channel of a layer already open, or any other, could still fit."""
-        left = self._budget - self._spent
-        return all(self._channel_price(index) > left for index in eligible)
-
-    def _channel_price(self, index: int) -> int:
-        layer = self._table.layers[index]
-        price = layer.gradient_bytes + layer.optimizer_bytes
-        return price + (layer.active_weight_bytes if self._scope is Scope.TRAINING else 0)
-
-    def _stored_price(self, group: int) -> int:
-        return self._table.channel_bytes(group, self._active) + INDEX_BYTES
-
-    def _first_price(self, index: int, key: int, stored: set[int]) -> int:
-        """A layer's first channel also pays what its training makes the step keep, and may free stored inputs."""
-        layer = self._table.layers[index]
-        after = self._active | 1 << index
-        price = self._channel_price(index) + layer.optimizer_tensor_bytes
-        for group, found in self._stored.items():
-            before = self._table.channel_bytes(group, self._active)
-            price += len(found) * (self._table.channel_bytes(group, after) - before)
-        if key not in stored:
-            price += self._table.channel_bytes(layer.group, after) + INDEX_BYTES
-        if self._scope is Scope.TRAINING:
-            kept_before, kept_after = (sum(self._table.kept_bytes(active).values()) for active in (self._active, after))
-            price += layer.bias_bytes + kept_after - kept_before
-        return price

@@ -9,7 +9,7 @@ from typing import Final
 from trady.planner.errors import StrategyError
 from trady.planner.ledger import CostTable
 from trady.planner.options import Strategy
-from trady.planner.priorities import LayerPriority
+from trady.planner.priorities import LayerPriority, top_layers
 
 #: Share of the total RGN that the paper's top-K layers hold.
 TOP_SHARE: Final = 0.97
@@ -85,7 +85,7 @@ def eligible_layers(
         Top-K at 97 %: TraDy, arXiv 2510.19675. LaRa and its stopping rule: MeDyate, arXiv 2510.20979.
     """
     if rule is LayerRule.TOP_RGN:
-        return sorted(_top(priorities))
+        return sorted(top_layers(priorities, TOP_SHARE))
     if rule is LayerRule.LARA:
         return sorted(_lara(table, priorities, budget_bytes))
     return list(range(len(table.layers)))
@@ -95,7 +95,7 @@ def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
     """Channels per layer of a static scheme of ratios, floored as MIT's are.
 
     Raises:
-        StrategyError: The scheme names layers the plan has not.
+        StrategyError: The scheme names layers the model has not, a ratio outside 0 to 1, or trains nothing.
     """
     known = {layer.name for layer in table.layers}
     unknown = sorted(set(scheme) - known)
@@ -104,19 +104,23 @@ def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
             f"Scheme names layers the model has not: {', '.join(unknown[:5])}. "
             f"Its layers are for instance: {', '.join(list(known)[:5])}."
         )
-    return [int(scheme.get(layer.name, 0.0) * layer.in_channels) for layer in table.layers]
+    wrong = {name: ratio for name, ratio in scheme.items() if not _is_share(ratio)}
+    if wrong:
+        name, ratio = next(iter(wrong.items()))
+        raise StrategyError(f"Scheme ratio of layer {name!r} must be a number from 0 to 1, got {ratio!r}.")
+    counts = [_floored(scheme.get(layer.name, 0.0), layer.in_channels) for layer in table.layers]
+    if not any(counts):
+        raise StrategyError("Scheme trains no channel: every ratio gives less than one. Raise one of them.")
+    return counts
 
 
-def _top(priorities: Sequence[LayerPriority]) -> list[int]:
-    total = math.fsum(layer.rgn for layer in priorities)
-    chosen: list[int] = []
-    held = 0.0
-    for index in sorted(range(len(priorities)), key=lambda index: -priorities[index].rgn):
-        if chosen and held >= TOP_SHARE * total:
-            break
-        chosen.append(index)
-        held += priorities[index].rgn
-    return chosen
+def _is_share(ratio: object) -> bool:
+    return isinstance(ratio, int | float) and not isinstance(ratio, bool) and 0 <= ratio <= 1
+
+
+def _floored(ratio: float, channels: int) -> int:
+    """``ratio * channels`` floored, where 0.29 of 100 is 29 and not the 28 of binary fractions."""
+    return math.floor(ratio * channels + 1e-9)
 
 
 def _lara(table: CostTable, priorities: Sequence[LayerPriority], budget_bytes: int) -> list[int]:
