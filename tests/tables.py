@@ -54,6 +54,7 @@ def layer_costs(
         group=group,
         weight_elements=weight_elements,
         sample_elements=sample_elements,
+        output_elements=sample_elements,
         gradient_bytes=gradient_bytes,
         optimizer_bytes=optimizer * gradient_bytes,
         optimizer_tensor_bytes=tensor_bytes if optimizer else 0,
