@@ -66,7 +66,7 @@ def calibrate(
     mode = choose(NormMode, norm, "Norm mode")
     collector: _Collector | None = None
     size = 0
-    with _undisturbed(model, mode, seed), ExitStack() as hooks:
+    with undisturbed(model, mode, seed), ExitStack() as hooks:
         for number, item in enumerate(batches):
             batch = _as_batch(item)
             if collector is None:
@@ -241,7 +241,7 @@ def _as_batch(item: Batch | tuple[Any, Any] | Mapping[str, Any]) -> Batch:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, norm: NormMode, seed: int) -> Iterator[None]:
+def undisturbed(model: nn.Module, norm: NormMode, seed: int) -> Iterator[None]:
     """Run in training mode with a seed of our own; put everything of the model back afterwards."""
     training = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}

@@ -5,7 +5,7 @@ from math import prod
 from typing import Final
 
 from trady.planner.cost_rules import attention_macs, conv_macs, matmul_macs
-from trady.planner.layers import CONVOLUTIONS, MATRIX_PRODUCTS, Layer, factors_of
+from trady.planner.layers import CONVOLUTIONS, GROUPED_PRODUCTS, MATRIX_PRODUCTS, Layer, factors_of
 from trady.planner.ledger import (
     CostTable,
     GroupInput,
@@ -26,7 +26,7 @@ OPTIMIZER_STATE: Final = {
     OptimizerKind.ADAM: (2, 4),
     OptimizerKind.ADAMW: (2, 4),
 }
-_ATTENTION: Final = frozenset(
+ATTENTION: Final = frozenset(
     {
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_flash_attention",
@@ -232,12 +232,18 @@ class _TableBuilder:
 
 
 def operation_macs(operation: Operation) -> int:
-    """Forward multiply-adds of an operation; 0 for all but convolutions, matrix products and attention."""
-    if operation.target in _ATTENTION:
+    """Forward multiply-adds of an operation; 0 for all but convolutions, matrix products and attention.
+
+    In a grouped product each row of ``[rows, k]`` meets one of the experts' weights ``[experts, k, m]``.
+    """
+    if operation.target in ATTENTION:
         query, key, value = (operation.operand(name) for name in ("query", "key", "value"))
         if query is None or key is None or value is None:
             return 0
         return attention_macs(query.tensor.shape, key.tensor.shape, value.tensor.shape)
+    if operation.target in GROUPED_PRODUCTS:
+        rows, weights = (operand.tensor for operand in operation.operands[:2])
+        return matmul_macs(rows.shape, weights.shape)
     factors = factors_of(operation)
     if factors is None:
         return 0

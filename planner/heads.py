@@ -41,7 +41,7 @@ def replace_head(model: nn.Module, head: str, classes: int, *, seed: int = 0) ->
         raise TradyError(f"A head needs 2 classes or more, got {classes}.")
     old = _head_module(model, head)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         new = _like(old, classes)
     parent, _, name = head.rpartition(".")
     setattr(model.get_submodule(parent), name, new.train(old.training))
@@ -63,11 +63,14 @@ def fit_head(
 
     Returns:
         Accuracy on the batches it was fitted to, 0 to 1.
+
+    Raises:
+        TradyError: The head cannot be fitted, or there is no batch.
     """
     module = _head_module(model, head)
     features, labels = _features(model, module, batches, progress)
     weights = list(module.parameters())
-    flags = [weight.requires_grad for weight in weights]
+    before = [(weight.requires_grad, weight.grad) for weight in weights]
     optimizer = torch.optim.LBFGS(weights, max_iter=_FIT_STEPS, line_search_fn="strong_wolfe")
     try:
         for weight in weights:
@@ -83,16 +86,19 @@ def fit_head(
         with torch.enable_grad():
             optimizer.step(closure)
     finally:
-        for weight, flag in zip(weights, flags, strict=True):
+        for weight, (flag, gradient) in zip(weights, before, strict=True):
             weight.requires_grad_(flag)
-            weight.grad = None
+            weight.grad = gradient
     with torch.no_grad():
         return float((_logits(module, features).argmax(dim=1) == labels).float().mean())
 
 
 def _logits(module: nn.Module, features: Tensor) -> Tensor:
+    """``[N, classes]``: positions, which follow the classes in a convolution and precede them else, are averaged."""
     logits: Tensor = module(features)
-    return logits.flatten(2).mean(dim=2) if logits.dim() > 2 else logits
+    if logits.dim() == 2:
+        return logits
+    return logits.flatten(2).mean(dim=2) if isinstance(module, nn.Conv2d) else logits.flatten(1, -2).mean(dim=1)
 
 
 def _features(
@@ -116,15 +122,21 @@ def _features(
         handle.remove()
         for module, mode in training.items():
             module.training = mode
+    if not labels:
+        raise TradyError("Fitting a head got no batch. Give at least one batch of inputs and labels.")
     return torch.cat(features), torch.cat(labels)
 
 
 def _like(old: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
+    """A fresh layer of the same kind, its weights made on the CPU: the same on every device."""
     bias, device, dtype = old.bias is not None, old.weight.device, old.weight.dtype
+    made_on = device if device.type == "meta" else torch.device("cpu")
     if isinstance(old, nn.Linear):
-        return nn.Linear(old.in_features, classes, bias=bias, device=device, dtype=dtype)
-    kernel = (old.kernel_size[0], old.kernel_size[1])
-    return nn.Conv2d(old.in_channels, classes, kernel, bias=bias, device=device, dtype=dtype)
+        return nn.Linear(old.in_features, classes, bias=bias, device=made_on).to(device, dtype)
+    pair = {name: (getattr(old, name)[0], getattr(old, name)[1]) for name in ("kernel_size", "stride", "dilation")}
+    padding = old.padding if isinstance(old.padding, str) else (old.padding[0], old.padding[1])
+    new = nn.Conv2d(old.in_channels, classes, bias=bias, padding=padding, device=made_on, **pair)
+    return new.to(device, dtype)
 
 
 def _head_module(model: nn.Module, head: str) -> nn.Linear | nn.Conv2d:

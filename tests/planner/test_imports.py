@@ -1,0 +1,56 @@
+"""Who imports what: data flows down the page of DESIGN, and light commands stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trady.planner
+
+PLANNER = Path(__file__).resolve().parents[2] / "planner"
+FILES = sorted(PLANNER.glob("*.py"))
+HEAVY = ("torch", "ortools", "numpy", "pydantic", "networkx", "fvcore", "transformers", "torchvision", "timm", "rich")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def modules_after(code: str, watched: tuple[str, ...]) -> set[str]:
+    program = f"import sys; {code}; print(*({set(watched)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_planner_knows_neither_engine_nor_simulator(path: Path) -> None:
+    assert not any(name.startswith(("trady.engine", "trady.simulator")) for name in imported(path))
+
+
+def test_only_the_solver_imports_ortools_solver() -> None:
+    found = {path.stem for path in FILES if any(name.startswith("ortools.") for name in imported(path))}
+    assert found == {"solving"}
+
+
+@pytest.mark.parametrize("room", ["units", "options", "files", "errors", "cost_rules", "ledger", "residual_rules"])
+def test_arithmetic_rooms_need_no_torch(room: str) -> None:
+    assert modules_after(f"import trady.planner.{room}", ("torch", "ortools", "networkx")) == set()
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    assert modules_after("import trady.planner", HEAVY) == set()
+
+
+def test_exports_are_named_and_lazy() -> None:
+    assert set(dir(trady.planner)) >= {"Plan", "Priorities", "calibrate", "make_plan", "trace"}
+    assert modules_after("from trady.planner import Plan, Priorities", ("torch", "ortools", "networkx")) == set()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        trady.planner.nothing  # noqa: B018
