@@ -203,7 +203,7 @@ def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) 
     else:
         Console().print(priorities_report(found))
     if counted is not None:
-        Console(stderr=as_json).print(counted)
+        Console(stderr=as_json).print("", counted)
     _tell_written(output)
 
 

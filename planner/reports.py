@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -19,6 +19,9 @@ from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.strategies import STRATEGIES, TOP_SHARE, DrawRule
 from trady.planner.summary import ChosenLayer, PlanFigures, plan_figures
 from trady.planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from trady.planner.macs import ForwardMacs
 
 #: Most rows of a table of layers.
 MOST_ROWS: Final = 40
@@ -60,6 +63,17 @@ def priorities_report(priorities: Priorities) -> RenderableType:
     )
     source = _source(priorities.source, priorities.origin, priorities.num_batches, priorities.tail_index)
     return Group(heading, Text(f"Source: {source}"), "", _RankTable(priorities, top))
+
+
+def macs_report(counted: "ForwardMacs") -> RenderableType:
+    """Forward multiply-adds of one sample by kind of operation, and who counted them."""
+    table = _table(("kind of operation", "<"), ("forward MACs", ">"), ("counted by", "<"))
+    for kind, macs in counted.macs.items():
+        table.add_row(kind.value, format_count(macs), counted.sources[kind].value)
+    table.add_section()
+    table.add_row("all", format_count(counted.total), "")
+    notes = [_item(f"Not counted, its kernel is opaque: {name}") for name in counted.uncounted]
+    return Group(_heading("Forward multiply-adds of one sample"), table, *notes)
 
 
 def format_share(share: float, digits: int = 2) -> str:

@@ -168,6 +168,7 @@ def plan_of(
             source="tests",
             arch="",
             inputs=(TensorSpec(name="0", shape=(3,), dtype="float32"),),
+            pictures=None,
             head=HeadRecord(layers=(), classes=None),
             loss="cross_entropy",
             num_parameters=1,

@@ -208,7 +208,6 @@ def test_too_small_a_budget_names_one_that_works(workplace: Path) -> None:
         (("--data", "one_class", "nets:small"), "one class"),
         (("--data", "nowhere", "nets:small"), "nowhere"),
         (("-o", "missing/plan.json", "nets:small"), "does not exist"),
-        (("-o", "photos/.", "nets:small"), "folder"),
         (("--scope", "peak", "nets:small"), "not predicted yet"),
         (("--dtype", "int8", "--scope", "training", "nets:small"), "scope 'update' only"),
         (("--priorities", "nets.py", "nets:small"), "cannot be read"),
@@ -234,6 +233,7 @@ def test_priorities_of_another_model_are_refused(workplace: Path) -> None:
         ("nets:small",),
         ("--budget", "4KB", "--scope", "all", "nets:small"),
         ("--budget", "4KB", "--epochs", "0", "nets:small"),
+        ("--budget", "4KB", "-o", "photos", "nets:small"),
     ],
 )
 def test_wrong_usage_exits_with_two(workplace: Path, arguments: tuple[str, ...]) -> None:
