@@ -163,6 +163,7 @@ class _Model:
         self._members: list[list[int]] = [[] for _ in table.groups]
         for index, layer in enumerate(table.layers):
             self._members[layer.group].append(index)
+        self._most = [self._affordable(index) for index in range(len(table.layers))]
         self._add_layers()
         self._value = sum(
             segment.units * variable
@@ -198,13 +199,13 @@ class _Model:
         return self._selection(solver, best.bound)
 
     def _add_layers(self) -> None:
-        for layer, curve in zip(self._table.layers, self._curves, strict=True):
-            variables = [self._model.new_int_var(0, segment.channels, "") for segment in curve]
+        for layer, curve, most in zip(self._table.layers, self._curves, self._most, strict=True):
+            variables = [self._model.new_int_var(0, min(segment.channels, most), "") for segment in curve]
             drawn = self._model.new_bool_var(layer.name)
             count = sum(variables)
             least = min(self._limits.min_channels, layer.in_channels)
             self._model.add(count >= least * drawn)
-            self._model.add(count <= layer.in_channels * drawn)
+            self._model.add(count <= most * drawn)
             self._variables.segments.append(variables)
             self._variables.counts.append(count)
             self._variables.drawn.append(drawn)
@@ -220,6 +221,11 @@ class _Model:
             spent = spent + table.always_trained_bytes + self._kept_expression(("residuals", "always_trained"))
         self._model.add(spent <= min(limits.budget_bytes, _MOST_BYTES))
 
+    def _affordable(self, index: int) -> int:
+        """Most channels the budget could pay if nothing else were drawn: tight bounds make tight relaxations."""
+        price = self._weight_bytes(index) + INDEX_BYTES
+        return min(self._table.layers[index].in_channels, self._limits.budget_bytes // price)
+
     def _weight_bytes(self, index: int) -> int:
         layer = self._table.layers[index]
         update = layer.gradient_bytes + layer.optimizer_bytes
@@ -232,7 +238,7 @@ class _Model:
     def _stored_bytes(self, group: int) -> cp_model.LinearExpr | int:
         """Stored inputs and indices of an input group: its members' draws are nested."""
         members = [self._variables.counts[index] for index in self._members[group]]
-        most = max(self._table.layers[index].in_channels for index in self._members[group])
+        most = max(self._most[index] for index in self._members[group])
         if len(members) == 1:
             stored: cp_model.LinearExpr = members[0]
         else:
