@@ -1,6 +1,6 @@
 """The head: found in the trace, replaced for new classes, fitted before gradients are measured."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import torch
@@ -133,10 +133,22 @@ def _like(old: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
     made_on = device if device.type == "meta" else torch.device("cpu")
     if isinstance(old, nn.Linear):
         return nn.Linear(old.in_features, classes, bias=bias, device=made_on).to(device, dtype)
-    pair = {name: (getattr(old, name)[0], getattr(old, name)[1]) for name in ("kernel_size", "stride", "dilation")}
-    padding = old.padding if isinstance(old.padding, str) else (old.padding[0], old.padding[1])
-    new = nn.Conv2d(old.in_channels, classes, bias=bias, padding=padding, device=made_on, **pair)
+    padding = old.padding if isinstance(old.padding, str) else _pair(old.padding)
+    new = nn.Conv2d(
+        old.in_channels,
+        classes,
+        _pair(old.kernel_size),
+        _pair(old.stride),
+        padding,
+        _pair(old.dilation),
+        bias=bias,
+        device=made_on,
+    )
     return new.to(device, dtype)
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    return values[0], values[1]
 
 
 def _head_module(model: nn.Module, head: str) -> nn.Linear | nn.Conv2d:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from trady.planner.calibration import undisturbed
 from trady.planner.costing import ATTENTION, operation_macs
@@ -157,7 +158,7 @@ def _without_fvcores_warnings() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", category=TracerWarning)
             for category in (FutureWarning, DeprecationWarning):
                 warnings.filterwarnings("ignore", message=r".*torch\.jit.*", category=category)
             yield

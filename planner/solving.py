@@ -3,6 +3,7 @@
 The only room that imports ortools.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,6 +25,9 @@ _SEGMENTS: Final = 8
 #: Share of the best value that may be given up for fewer residual bytes.
 TOLERANCE: Final = 1e-3
 _SEARCH_GAP: Final = 2e-4
+#: Linearization levels tried one after the other, with their shares of the search effort.
+_ATTEMPTS: Final = ((1, 0.1), (2, 0.6))
+_RESIDUALS_SHARE: Final = 1.0
 #: CP-SAT counts in 64 bits; no machine has as much memory.
 _MOST_BYTES: Final = 2**60
 
@@ -49,7 +53,7 @@ class Limits:
         min_channels: Fewest channels a chosen layer trains (or all of them, where it has fewer).
         max_backward_macs: Most multiply-adds of the backward pass; ``None`` for no limit.
         horizon: Number of draws a layer's value looks ahead; 1 for a static choice.
-        deterministic_time: Search effort, in CP-SAT's deterministic seconds.
+        deterministic_time: Search effort of a stage, in CP-SAT's deterministic seconds.
         seed: Seed of the search.
     """
 
@@ -165,6 +169,7 @@ class _Model:
         self._members: list[list[int]] = [[] for _ in table.groups]
         for index, layer in enumerate(table.layers):
             self._members[layer.group].append(index)
+        self._most = [self._affordable(index) for index in range(len(table.layers))]
         self._add_layers()
         self._value = sum(
             segment.units * variable
@@ -176,37 +181,49 @@ class _Model:
         self._add_backward_limit()
 
     def maximise(self) -> Selection | None:
-        """The best value; ``None`` where the limits allow nothing."""
+        """The best value; ``None`` where nothing was found within the limits.
+
+        Where layers are alike a light relaxation proves what a full one does not, and the other way round.
+        """
         self._model.maximize(self._value)
-        solver = self._solver(_SEARCH_GAP)
-        status = solver.solve(self._model)
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return None
-        return self._selection(solver, solver.best_objective_bound / _VALUE_UNITS)
+        best: Selection | None = None
+        bound = math.inf
+        for linearization, share in _ATTEMPTS:
+            if best is not None:
+                self._hint(best.counts)
+            solver = self._solver(_SEARCH_GAP, linearization, share)
+            status = solver.solve(self._model)
+            if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+                if status == cp_model.INFEASIBLE:
+                    return None
+                continue
+            bound = min(bound, solver.best_objective_bound / _VALUE_UNITS)
+            found = self._selection(self._counts(solver), bound)
+            best = found if best is None or found.value >= best.value else self._selection(best.counts, bound)
+            if best.status is SolverStatus.OPTIMAL:
+                break
+        return best
 
     def with_fewest_residuals(self, best: Selection) -> Selection:
         """Give up at most the tolerance of the value for a shallower backward pass."""
         floor = min(best.value, best.bound * (1 - TOLERANCE))
         self._model.add(self._value >= int(floor * _VALUE_UNITS))
         self._model.minimize(self._residuals)
-        self._model.clear_hints()
-        for variables, counts in zip(self._variables.segments, self._hints(best.counts), strict=True):
-            for variable, count in zip(variables, counts, strict=True):
-                self._model.add_hint(variable, count)
-        solver = self._solver(TOLERANCE)
+        self._hint(best.counts)
+        solver = self._solver(TOLERANCE, linearization=2, share=_RESIDUALS_SHARE)
         status = solver.solve(self._model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return best
-        return self._selection(solver, best.bound)
+        return self._selection(self._counts(solver), best.bound)
 
     def _add_layers(self) -> None:
-        for layer, curve in zip(self._table.layers, self._curves, strict=True):
-            variables = [self._model.new_int_var(0, segment.channels, "") for segment in curve]
+        for layer, curve, most in zip(self._table.layers, self._curves, self._most, strict=True):
+            variables = [self._model.new_int_var(0, min(segment.channels, most), "") for segment in curve]
             drawn = self._model.new_bool_var(layer.name)
             count = sum(variables)
             least = min(self._limits.min_channels, layer.in_channels)
             self._model.add(count >= least * drawn)
-            self._model.add(count <= layer.in_channels * drawn)
+            self._model.add(count <= most * drawn)
             self._variables.segments.append(variables)
             self._variables.counts.append(count)
             self._variables.drawn.append(drawn)
@@ -222,6 +239,11 @@ class _Model:
             spent = spent + table.always_trained_bytes + self._kept_expression(("residuals", "always_trained"))
         self._model.add(spent <= min(limits.budget_bytes, _MOST_BYTES))
 
+    def _affordable(self, index: int) -> int:
+        """Most channels the budget could pay if nothing else were drawn: tight bounds make tight relaxations."""
+        price = self._weight_bytes(index) + INDEX_BYTES
+        return min(self._table.layers[index].in_channels, self._limits.budget_bytes // price)
+
     def _weight_bytes(self, index: int) -> int:
         layer = self._table.layers[index]
         update = layer.gradient_bytes + layer.optimizer_bytes
@@ -234,7 +256,7 @@ class _Model:
     def _stored_bytes(self, group: int) -> cp_model.LinearExpr | int:
         """Stored inputs and indices of an input group: its members' draws are nested."""
         members = [self._variables.counts[index] for index in self._members[group]]
-        most = max(self._table.layers[index].in_channels for index in self._members[group])
+        most = max(self._most[index] for index in self._members[group])
         if len(members) == 1:
             stored: cp_model.LinearExpr = members[0]
         else:
@@ -298,21 +320,30 @@ class _Model:
             bits &= ~inside[largest]
         return sources + [drawn for index, drawn in enumerate(self._variables.drawn) if bits >> index & 1]
 
-    def _solver(self, gap: float) -> cp_model.CpSolver:
+    def _solver(self, gap: float, linearization: int, share: float) -> cp_model.CpSolver:
+        """One worker, a fixed seed and deterministic time: the same problem gives the same counts."""
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = self._limits.seed
-        solver.parameters.max_deterministic_time = self._limits.deterministic_time
+        solver.parameters.max_deterministic_time = self._limits.deterministic_time * share
         solver.parameters.relative_gap_limit = gap
-        solver.parameters.linearization_level = 2
+        solver.parameters.linearization_level = linearization
         return solver
 
-    def _selection(self, solver: cp_model.CpSolver, bound: float) -> Selection:
-        counts = tuple(sum(solver.value(variable) for variable in variables) for variables in self._variables.segments)
+    def _counts(self, solver: cp_model.CpSolver) -> tuple[int, ...]:
+        return tuple(sum(solver.value(variable) for variable in variables) for variables in self._variables.segments)
+
+    def _selection(self, counts: tuple[int, ...], bound: float) -> Selection:
         value = sum(self._units(index, count) for index, count in enumerate(counts)) / _VALUE_UNITS
         bound = max(bound, value)
         proven = bound - value <= TOLERANCE * bound * (1 + 1e-9)
         return Selection(counts, SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE, value, bound)
+
+    def _hint(self, counts: Sequence[int]) -> None:
+        self._model.clear_hints()
+        for index, (count, variables) in enumerate(zip(counts, self._variables.segments, strict=True)):
+            for variable, part in zip(variables, self._filled(index, count), strict=True):
+                self._model.add_hint(variable, part)
 
     def _units(self, index: int, count: int) -> int:
         """Value of ``count`` channels of a layer: segments fill in order, the dearest first."""
@@ -326,6 +357,3 @@ class _Model:
             parts.append(min(segment.channels, count))
             count -= parts[-1]
         return parts
-
-    def _hints(self, counts: Sequence[int]) -> list[list[int]]:
-        return [self._filled(index, count) for index, count in enumerate(counts)]

@@ -95,18 +95,12 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
         assert purse.spent == (scopes.training if scope is Scope.TRAINING else scopes.update)
 
 
-@settings(max_examples=60, deadline=None)
-@given(cost_tables(max_channels=5), st.sampled_from([Scope.UPDATE, Scope.TRAINING]), st.data())
-def test_a_filled_purse_has_no_room_left(table: CostTable, scope: Scope, data: Any) -> None:
-    """After a uniform fill, no eligible layer could have one channel more, input groups nested."""
-    most = table.scope_bytes(full_counts(table), scope)
-    least = table.scope_bytes((0,) * len(table.layers), scope)
-    plan = plan_of(table, Strategy.D_FULL_RANDOM, budget_bytes=data.draw(st.integers(least + 1, most + 1)), scope=scope)
-    counts = list(draw(plan, 1, seed=3).counts(table))
-    for index, layer in enumerate(table.layers):
-        if counts[index] < layer.in_channels and counts[index] > 0:
-            one_more = [*counts[:index], counts[index] + 1, *counts[index + 1 :]]
-            assert table.scope_bytes(one_more, scope) > plan.settings.budget_bytes
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(32, 600), st.sampled_from(FILLING))
+def test_a_budget_is_filled_to_the_last_channel(widths: list[int], budget: int, strategy: Strategy) -> None:
+    """Where every channel costs the same 32 bytes, as many are drawn as fit."""
+    drawn = draw(plan_of(plain_table(*widths), strategy, budget_bytes=budget), 1, seed=3)
+    assert sum(map(len, drawn.channels.values())) == min(budget // 32, sum(widths))
 
 
 @pytest.mark.parametrize("strategy", [Strategy.SOLVER, *FILLING])
