@@ -34,6 +34,7 @@ from trady.planner.training_step import (
     step_loss,
     synthetic_targets,
 )
+from trady.planner.triggers import TriggerProbes
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class FakeModel:
     def __init__(self, model: nn.Module, settings: StepSettings) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._settings = settings
+        self._probes = TriggerProbes()
         with self._mode:
             self._model = set_training_mode(_fake_copy(model, self._mode, settings), settings.norm)
         self._requires_grad = {name: parameter.requires_grad for name, parameter in self._model.named_parameters()}
@@ -113,7 +115,7 @@ class FakeModel:
             parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
         with self._mode:
             batch = [_fake_batch(nested, batch_size, self._settings) for nested in (inputs, targets)]
-            recorder = Recorder(self._model)
+            recorder = Recorder(self._model, self._probes)
             try:
                 return self._record(recorder, batch, batch_size, loss)
             except TracingError:
@@ -179,9 +181,14 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode, settings: StepSettings) -
             return torch.empty(tensor.shape, dtype=dtype, device=settings.device, memory_format=torch.channels_last)
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=settings.device)
 
+    def fake_parameter(parameter: nn.Parameter) -> Tensor:
+        made = fake(parameter).requires_grad_(parameter.requires_grad)
+        made._is_param = True  # what nn.Parameter does for tensor subclasses
+        return made
+
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(fake(parameter.detach()), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = fake_parameter(parameter)
     for buffer in model.buffers():
         memo[id(buffer)] = fake(buffer)
     with FakeCopyMode(mode):
