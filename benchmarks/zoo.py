@@ -28,15 +28,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from zoo_members import Member, members
 
 from trady.planner.calibration import uniform_priorities
-from trady.planner.capture import set_training_mode
+from trady.planner.capture import FakeModel, StepSettings, set_training_mode
 from trady.planner.costing import build_cost_table
-from trady.planner.errors import TradyError
+from trady.planner.errors import TracingError
 from trady.planner.options import NormMode, OptimizerKind, Scope
+from trady.planner.records import Capture
 from trady.planner.solving import Limits, solve
-from trady.planner.tracing import Trace, trace
+from trady.planner.tracing import Recordings, trace
 from trady.planner.training_step import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
 
 BUDGET_BYTES: Final = 256_000
+TRACED: Final = (1, 2, 3)
 JUDGED: Final = (4, 1)
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "zoo.json"
@@ -70,6 +72,7 @@ def import_all() -> None:
     import transformers  # noqa: F401
 
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
     trace(net, torch.zeros(2, 3, 8, 8))
 
@@ -107,6 +110,7 @@ def _row(member: Member, **values: Any) -> Row:
         "modes": {},
         "plan": {},
         "error": "",
+        "seconds": 0.0,
     } | values
 
 
@@ -114,14 +118,15 @@ def measure(member: Member) -> Row:
     """One architecture: norms frozen, and trained where it has running statistics."""
     torch.manual_seed(0)
     model, inputs = member.build()
-    modes = {mode.value: measure_mode(model, inputs, mode) for mode in norm_modes(model)}
-    differences = [abs(real["difference"]) for mode in modes.values() for real in mode["batches"].values()]
+    plan = planned(model, inputs)
+    modes = {norm.value: judge(model, inputs, norm) for norm in norm_modes(model)}
+    differences = [abs(found["difference"]) for mode in modes.values() for found in mode.values()]
     return _row(
         member,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         difference=max(differences),
         modes=modes,
-        plan=planned(model, inputs),
+        plan=plan,
     )
 
 
@@ -131,31 +136,35 @@ def norm_modes(model: nn.Module) -> tuple[NormMode, ...]:
     return (NormMode.FROZEN, NormMode.TRAIN) if has_statistics else (NormMode.FROZEN,)
 
 
-def measure_mode(model: nn.Module, inputs: Any, norm: NormMode) -> dict[str, Any]:
-    """Trace and judge in one norm mode; of a trace at batches 1, 2 and 3."""
-    traced = trace(model, inputs, norm=norm)
-    return {
-        "layers": len(traced.layers),
-        "unaccounted": sorted(traced.unaccounted),
-        "batches": {str(size): judge(model, inputs, traced, size) for size in JUDGED},
-    }
+def judge(model: nn.Module, inputs: Any, norm: NormMode) -> dict[str, Any]:
+    """Predicted and real saved bytes by batch size."""
+    fake = FakeModel(model, StepSettings(norm=norm))
+    recordings = Recordings({size: _captured(fake, inputs, size) for size in TRACED})
+    return {str(size): judge_at(model, inputs, norm, recordings, size) for size in JUDGED}
 
 
-def judge(model: nn.Module, inputs: Any, traced: Trace, batch_size: int) -> dict[str, Any]:
+def _captured(fake: FakeModel, inputs: Any, batch_size: int) -> Capture | TracingError:
+    try:
+        return fake.capture(inputs, batch_size)
+    except TracingError as error:
+        return error
+
+
+def judge_at(model: nn.Module, inputs: Any, norm: NormMode, recordings: Recordings, batch_size: int) -> dict[str, Any]:
     """Predicted against real saved bytes; a step that PyTorch refuses must be refused by the trace."""
     predicted: int | None
     try:
-        predicted = traced.at(batch_size).saved_bytes
-    except TradyError as error:
-        predicted, refusal = None, str(error)
+        predicted = recordings.at(batch_size).saved_bytes
+    except TracingError as error:
+        predicted, refusal = None, error
     try:
-        real = real_saved_bytes(model, inputs, batch_size, traced.settings.norm)
+        real = real_saved_bytes(model, inputs, batch_size, norm)
     except (RuntimeError, ValueError) as error:
         if predicted is not None:
             raise
         return {"predicted": None, "real": None, "difference": 0, "refused": str(error)}
     if predicted is None:
-        raise RuntimeError(refusal)
+        raise refusal
     return {"predicted": predicted, "real": real, "difference": predicted - real}
 
 
@@ -211,6 +220,8 @@ def planned(model: nn.Module, inputs: Any) -> dict[str, Any]:
     moments.append(time.perf_counter())
     selection = solve(table, values, Limits(BUDGET_BYTES, Scope.UPDATE))
     return {
+        "layers": len(traced.layers),
+        "unaccounted": sorted(traced.unaccounted),
         "trace_seconds": round(moments[0] - start, 3),
         "table_seconds": round(moments[1] - moments[0], 3),
         "solve_seconds": round(time.perf_counter() - moments[1], 3),
@@ -277,10 +288,10 @@ def _table_rows(row: Row) -> Iterator[str]:
         yield f"| {row['name']} | {row['input']} | | | | | not traced, see below | | | |"
     plan = row["plan"]
     for norm, mode in row["modes"].items():
-        shown = mode["batches"][str(JUDGED[0])]
-        worst = max((found["difference"] for found in mode["batches"].values()), key=abs)
+        shown = mode[str(JUDGED[0])]
+        worst = max((found["difference"] for found in mode.values()), key=abs)
         yield (
-            f"| {row['name']} | {row['input']} | {norm} | {mode['layers']} | {shown['predicted']:,} | "
+            f"| {row['name']} | {row['input']} | {norm} | {plan['layers']} | {shown['predicted']:,} | "
             f"{shown['real']:,} | {worst} | {plan['trace_seconds']:.2f} | {plan['solve_seconds']:.2f} | "
             f"{plan['gap']:.3%} |"
         )
@@ -289,10 +300,10 @@ def _table_rows(row: Row) -> Iterator[str]:
 def _notes(row: Row) -> Iterator[str]:
     if row["error"]:
         yield f"* {row['name']}: {row['error']}"
+    if row["plan"].get("unaccounted"):
+        yield f"* {row['name']}: unaccounted workspaces beside these bytes: {', '.join(row['plan']['unaccounted'])}"
     for norm, mode in row["modes"].items():
-        if mode["unaccounted"]:
-            yield f"* {row['name']}: unaccounted workspaces, bytes beside these: {', '.join(mode['unaccounted'])}"
-        for size, found in mode["batches"].items():
+        for size, found in mode.items():
             if found.get("refused"):
                 yield f"* {row['name']}, norm {norm}, batch {size}: refused by PyTorch and by the trace."
 
@@ -300,9 +311,7 @@ def _notes(row: Row) -> Iterator[str]:
 def _line(row: Row) -> str:
     if row["error"]:
         return f"{row['name']}: {row['error'][:300]}"
-    modes = (
-        f"{norm} {[found['difference'] for found in mode['batches'].values()]}" for norm, mode in row["modes"].items()
-    )
+    modes = (f"{norm} {[found['difference'] for found in mode.values()]}" for norm, mode in row["modes"].items())
     plan = ", ".join(f"{name} {value}" for name, value in row["plan"].items())
     return f"{row['name']}: {'; '.join(modes)}; {plan}; {row['seconds']:.1f} s in all"
 

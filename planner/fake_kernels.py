@@ -1,7 +1,11 @@
-"""Fake kernels that say the shapes of results at once, where PyTorch's own run a long decomposition."""
+"""Fake kernels where PyTorch's own are slow, or say another element type than the real ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Results = tuple[Tensor, Tensor, Tensor]
 
@@ -38,5 +42,40 @@ def fake_batch_norm(
         return results
     channels = x.shape[1] if training else 0
     statistics_dtype = x.dtype if weight is None else weight.dtype
-    saved = (torch.empty(channels, dtype=statistics_dtype, device=x.device) for _ in range(2))
-    return torch.empty_like(x), *saved
+    mean = torch.empty(channels, dtype=statistics_dtype, device=x.device)
+    return torch.empty_like(x), mean, torch.empty_like(mean)
+
+
+def fake_mixed_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Results:
+    """Layer and group norm of fake tensors: on a CPU mixed types (autocast) keep statistics in the weight's type."""
+    output, mean, deviation = func(*args, **kwargs)
+    named = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    weight = named["weight"]
+    if weight is not None and output.device.type == "cpu" and weight.dtype != output.dtype:
+        mean, deviation = mean.to(weight.dtype), deviation.to(weight.dtype)
+    return output, mean, deviation
+
+
+def _batch_norm(_: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Results:
+    return fake_batch_norm(*args, **kwargs)
+
+
+def _device(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    if isinstance(args[0], FakeTensor):
+        return args[0].fake_device
+    device: torch.device = func(*args, **kwargs)
+    return device
+
+
+_KERNELS: Final[Mapping[Any, Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]]] = {
+    torch.ops.prim.device.default: _device,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_layer_norm.default: fake_mixed_norm,
+    torch.ops.aten.native_group_norm.default: fake_mixed_norm,
+}
+
+
+def run_fake(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation on fake tensors, by our kernel where we have one."""
+    kernel = _KERNELS.get(func)
+    return func(*args, **kwargs) if kernel is None else kernel(func, args, kwargs)

@@ -9,12 +9,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trady.planner.fake_kernels import fake_batch_norm
+from trady.planner.fake_kernels import run_fake
 from trady.planner.records import Capture, Operand, Operation, StorageRecord, TensorRecord
 from trady.planner.training_step import input_tensors
 from trady.planner.triggers import TriggerProbes
@@ -265,10 +264,7 @@ class _DispatchRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device
-        kernel = fake_batch_norm if func is torch.ops.aten.native_batch_norm.default else func
-        result = kernel(*args, **(kwargs or {}))
+        result = run_fake(func, args, kwargs or {})
         self._recorder.record_operation(func, args, kwargs or {}, result)
         return result
 

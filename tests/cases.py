@@ -67,14 +67,14 @@ class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.three = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)
-        self.half = nn.Conv2d(4, 4, 1, bias=False)
+        self.point = nn.Conv2d(4, 4, 1, bias=False)
         self.head = Head(8)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([F.silu(self.one(x)), F.leaky_relu(self.three(x))], 1)
         x = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
         left, right = x.chunk(2, dim=1)
-        return self.head(torch.cat([left, self.half(right)], 1))
+        return self.head(torch.cat([left, self.point(right)], 1))
 
 
 class SelfAttention(nn.Module):
@@ -207,7 +207,9 @@ TOYS: Final[dict[str, Callable[[], Example]]] = {
         pictures(),
     ),
     "conv1d": lambda: (
-        nn.Sequential(nn.Conv1d(6, 8, 3), nn.BatchNorm1d(8), nn.Mish(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(24, 5)),
+        nn.Sequential(
+            nn.Conv1d(6, 8, 3), nn.BatchNorm1d(8), nn.Mish(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(24, 5)
+        ),
         tokens(),
     ),
     "conv3d": lambda: (
@@ -216,7 +218,11 @@ TOYS: Final[dict[str, Callable[[], Example]]] = {
     ),
     "pools-and-dropout": lambda: (
         sequential(
-            nn.Conv2d(3, 8, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(0.3), nn.Conv2d(8, 8, 1), nn.AvgPool2d(3, 1),
+            nn.Conv2d(3, 8, 3),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Dropout(0.3),
+            nn.Conv2d(8, 8, 1),
+            nn.AvgPool2d(3, 1),
             channels=8,
         ),
         pictures(),
