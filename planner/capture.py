@@ -115,13 +115,18 @@ class FakeModel:
             parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
         with self._mode:
             batch = [_fake_batch(nested, batch_size, self._settings) for nested in (inputs, targets)]
-            recorder = Recorder(self._model, self._probes)
-            try:
-                return self._record(recorder, batch, batch_size, loss)
-            except TracingError:
-                raise
-            except Exception as error:
-                raise _explained(error, recorder, self._model) from error
+            found, is_lasting = self._try_record(batch, batch_size, loss)
+            return found if is_lasting else self._try_record(batch, batch_size, loss)[0]
+
+    def _try_record(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> tuple[Capture, bool]:
+        """A recording, and whether the next step runs the same operations: a first one may fill in buffers."""
+        recorder = Recorder(self._model, self._probes)
+        try:
+            return self._record(recorder, batch, batch_size, loss), not recorder.claim_new_buffers(self._model)
+        except TracingError:
+            raise
+        except Exception as error:
+            raise _explained(error, recorder, self._model) from error
 
     def _record(self, recorder: Recorder, batch: list[Any], batch_size: int, loss: LossFunction | None) -> Capture:
         inputs, targets = batch

@@ -100,6 +100,19 @@ class Recorder:
         for tensor in tensors:
             self._claim_one(tensor, kind, "")
 
+    def claim_new_buffers(self, model: nn.Module) -> bool:
+        """Mark the buffers that the forward pass put in place of others; whether there were any.
+
+        Some models make their position tables at the first forward, for the size they meet.
+        """
+        found = False
+        for name, buffer in model.named_buffers():
+            index = self._storage_of(buffer)
+            if self._storages[index].kind == "activation":
+                self._storages[index] = replace(self._storages[index], kind="buffer", name=name)
+                found = True
+        return found
+
     @contextmanager
     def modules_followed(self, model: nn.Module) -> Iterator[None]:
         """Know which module runs; the model is a private copy, the hooks are removed all the same."""
