@@ -11,6 +11,8 @@ from torch import Tensor, nn
 BATCH: Final = 2
 _VOCABULARY: Final = 128
 _TOKENS: Final = 12
+#: Asks at each layer whether to drop it, and does not.
+_LAYER_DROP: Final = 1e-9
 
 Built = tuple[nn.Module, Any]
 
@@ -248,6 +250,11 @@ def _ids(tokens: int = _TOKENS) -> Tensor:
     return torch.randint(5, _VOCABULARY, (BATCH, tokens), generator=torch.Generator().manual_seed(0))
 
 
+def _padded() -> Tensor:
+    """A mask that masks: given one of ones, transformers looks at its values and drops it."""
+    return (torch.arange(_TOKENS) < _TOKENS - 2).long().expand(BATCH, -1).contiguous()
+
+
 def _transformers() -> dict[str, tuple[str, Callable[[Any], Any], dict[str, Tensor]]]:
     """Model class, configuration and inputs by name."""
     small = {"vocab_size": _VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -262,7 +269,7 @@ def _transformers() -> dict[str, tuple[str, Callable[[Any], Any], dict[str, Tens
         "patch_size": 8,
     }
     experts = {"experts_implementation": "grouped_mm", "num_experts_per_tok": 2}
-    text = {"input_ids": _ids(), "attention_mask": torch.ones(BATCH, _TOKENS, dtype=torch.int64)}
+    text = {"input_ids": _ids(), "attention_mask": _padded()}
     causal = {"input_ids": _ids(), "labels": _ids()}
     both = {"input_ids": _ids(), "decoder_input_ids": _ids(8), "labels": _ids(8)}
     picture = {"pixel_values": torch.zeros(BATCH, 3, 32, 32)}
@@ -314,7 +321,9 @@ def _transformers() -> dict[str, tuple[str, Callable[[Any], Any], dict[str, Tens
         ),
         "opt": (
             "OPTForCausalLM",
-            lambda t: t.OPTConfig(**encoder, ffn_dim=64, word_embed_proj_dim=32, layerdrop=0.1, use_cache=False),
+            lambda t: t.OPTConfig(
+                **encoder, ffn_dim=64, word_embed_proj_dim=32, layerdrop=_LAYER_DROP, use_cache=False
+            ),
             causal,
         ),
         "bloom": ("BloomForCausalLM", lambda t: t.BloomConfig(**small, use_cache=False), causal),
@@ -351,11 +360,11 @@ def _transformers() -> dict[str, tuple[str, Callable[[Any], Any], dict[str, Tens
                 encoder_ffn_dim=64,
                 decoder_ffn_dim=64,
                 max_position_embeddings=32,
-                encoder_layerdrop=0.1,
-                decoder_layerdrop=0.1,
+                encoder_layerdrop=_LAYER_DROP,
+                decoder_layerdrop=_LAYER_DROP,
                 use_cache=False,
             ),
-            both,
+            both | {"decoder_attention_mask": _padded()[:, -8:]},
         ),
         "whisper": (
             "WhisperForConditionalGeneration",
@@ -382,7 +391,12 @@ def _transformers() -> dict[str, tuple[str, Callable[[Any], Any], dict[str, Tens
         "wav2vec2": (
             "Wav2Vec2ForSequenceClassification",
             lambda t: t.Wav2Vec2Config(
-                **small, intermediate_size=64, conv_dim=(16,) * 7, num_conv_pos_embeddings=16, apply_spec_augment=False
+                **small,
+                intermediate_size=64,
+                conv_dim=(16,) * 7,
+                num_conv_pos_embeddings=16,
+                apply_spec_augment=False,
+                layerdrop=_LAYER_DROP,
             ),
             {"input_values": torch.zeros(BATCH, 4000)},
         ),

@@ -4,7 +4,9 @@ Nothing is computed and no activation memory is used; weights may lie on the ``m
 """
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +117,9 @@ class FakeModel:
             parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
         with self._mode:
             batch = [_fake_batch(nested, batch_size, self._settings) for nested in (inputs, targets)]
-            found, is_lasting = self._try_record(batch, batch_size, loss)
-            return found if is_lasting else self._try_record(batch, batch_size, loss)[0]
+            with _unpacked_sequences(inputs):
+                found, is_lasting = self._try_record(batch, batch_size, loss)
+                return found if is_lasting else self._try_record(batch, batch_size, loss)[0]
 
     def _try_record(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> tuple[Capture, bool]:
         """A recording, and whether the next step runs the same operations: a first one may fill in buffers."""
@@ -148,6 +151,25 @@ class FakeModel:
             )
         del outputs
         return recorder.finish(batch_size, loss_name, read_by_loss)
+
+
+@contextmanager
+def _unpacked_sequences(inputs: Inputs) -> Iterator[None]:
+    """Tell transformers that positions count up, which it reads off values that fake tensors lack.
+
+    Without it the causal models of transformers 5 take fake inputs for several sequences packed in one, and build
+    a mask that a real step does without. Positions given as an input are left for it to judge.
+    """
+    masking = sys.modules.get("transformers.masking_utils")
+    known = getattr(masking, "find_packed_sequence_indices", None)
+    if known is None or (isinstance(inputs, Mapping) and "position_ids" in inputs):
+        yield
+        return
+    try:
+        masking.find_packed_sequence_indices = lambda *_, **__: None  # type: ignore[union-attr]
+        yield
+    finally:
+        masking.find_packed_sequence_indices = known  # type: ignore[union-attr]
 
 
 def _read_by_loss(outputs: Any, loss_name: str, value: Tensor) -> Tensor:

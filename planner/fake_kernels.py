@@ -67,8 +67,20 @@ def _device(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.
     return device
 
 
+def _rand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """A random scalar decides whether a layer is dropped (layer drop): the step that keeps most drops none."""
+    if len(args[0]) == 0 and kwargs.get("dtype") in (None, torch.float32):
+        return torch.tensor(_NEVER_BELOW, dtype=torch.float32)
+    drawn: Tensor = func(*args, **kwargs)
+    return drawn
+
+
+#: Above any probability of dropping, and below one as every number that ``torch.rand`` draws.
+_NEVER_BELOW: Final = 1 - 2**-20
+
 _KERNELS: Final[Mapping[Any, Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]]] = {
     torch.ops.prim.device.default: _device,
+    torch.ops.aten.rand.default: _rand,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.native_layer_norm.default: fake_mixed_norm,
     torch.ops.aten.native_group_norm.default: fake_mixed_norm,
