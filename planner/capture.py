@@ -4,7 +4,9 @@ Nothing is computed and no activation memory is used; weights may lie on the ``m
 """
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ from trady.planner.training_step import (
     step_loss,
     synthetic_targets,
 )
+from trady.planner.triggers import TriggerProbes
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class FakeModel:
     def __init__(self, model: nn.Module, settings: StepSettings) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._settings = settings
+        self._probes = TriggerProbes()
         with self._mode:
             self._model = set_training_mode(_fake_copy(model, self._mode, settings), settings.norm)
         self._requires_grad = {name: parameter.requires_grad for name, parameter in self._model.named_parameters()}
@@ -128,13 +132,19 @@ class FakeModel:
             parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
         with self._mode:
             batch = [_fake_batch(nested, batch_size, self._settings) for nested in (inputs, targets)]
-            recorder = Recorder(self._model)
-            try:
-                return self._record(recorder, batch, batch_size, loss)
-            except TracingError:
-                raise
-            except Exception as error:
-                raise _explained(error, recorder, self._model) from error
+            with _unpacked_sequences(inputs):
+                found, is_lasting = self._try_record(batch, batch_size, loss)
+                return found if is_lasting else self._try_record(batch, batch_size, loss)[0]
+
+    def _try_record(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> tuple[Capture, bool]:
+        """A recording, and whether the next step runs the same operations: a first one may fill in buffers."""
+        recorder = Recorder(self._model, self._probes)
+        try:
+            return self._record(recorder, batch, batch_size, loss), not recorder.claim_new_buffers(self._model)
+        except TracingError:
+            raise
+        except Exception as error:
+            raise _explained(error, recorder, self._model) from error
 
     def _record(self, recorder: Recorder, batch: list[Any], batch_size: int, loss: LossFunction | None) -> Capture:
         inputs, targets = batch
@@ -156,6 +166,25 @@ class FakeModel:
             )
         del outputs
         return recorder.finish(batch_size, loss_name, read_by_loss)
+
+
+@contextmanager
+def _unpacked_sequences(inputs: Inputs) -> Iterator[None]:
+    """Tell transformers that positions count up, which it reads off values that fake tensors lack.
+
+    Without it the causal models of transformers 5 take fake inputs for several sequences packed in one, and build
+    a mask that a real step does without. Positions given as an input are left for it to judge.
+    """
+    masking = sys.modules.get("transformers.masking_utils")
+    known = getattr(masking, "find_packed_sequence_indices", None)
+    if known is None or (isinstance(inputs, Mapping) and "position_ids" in inputs):
+        yield
+        return
+    try:
+        masking.find_packed_sequence_indices = lambda *_, **__: None  # type: ignore[union-attr]
+        yield
+    finally:
+        masking.find_packed_sequence_indices = known  # type: ignore[union-attr]
 
 
 def _read_by_loss(outputs: Any, loss_name: str, value: Tensor) -> Tensor:
@@ -194,9 +223,14 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode, settings: StepSettings) -
             return torch.empty(tensor.shape, dtype=dtype, device=settings.device, memory_format=torch.channels_last)
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=settings.device)
 
+    def fake_parameter(parameter: nn.Parameter) -> Tensor:
+        made = fake(parameter).requires_grad_(parameter.requires_grad)
+        made._is_param = True  # what nn.Parameter does for tensor subclasses
+        return made
+
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(fake(parameter.detach()), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = fake_parameter(parameter)
     for buffer in model.buffers():
         memo[id(buffer)] = fake(buffer)
     with FakeCopyMode(mode):

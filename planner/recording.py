@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trady.planner.fake_kernels import run_fake
 from trady.planner.records import Capture, Operand, Operation, StorageRecord, TensorRecord
 from trady.planner.training_step import input_tensors
 from trady.planner.triggers import TriggerProbes
@@ -51,8 +52,6 @@ class _ApiNames(TorchFunctionMode):
 class _Draft:
     """An operation before the saved tensors are attributed to it."""
 
-    function: Any
-    arguments: tuple[Sequence[Any], Mapping[str, Any]]
     operation: Operation
     sequence: int
 
@@ -63,9 +62,15 @@ def _sequence_number() -> int:
 
 
 class Recorder:
-    """Context that records operations and saved tensors; re-enterable, so that the loss can follow the model."""
+    """Context that records operations and saved tensors; re-enterable, so that the loss can follow the model.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: The copy that runs.
+        probes: What is known of its operations from earlier recordings.
+    """
+
+    def __init__(self, model: nn.Module, probes: TriggerProbes) -> None:
+        self._probes = probes
         self._api = _ApiNames()
         self._dispatch = _DispatchRecorder(self)
         self._hooks = saved_tensors_hooks(self._pack, lambda packed: packed.tensor)
@@ -94,6 +99,19 @@ class Recorder:
         """Mark storages as the batch's, so that they are not counted as activations."""
         for tensor in tensors:
             self._claim_one(tensor, kind, "")
+
+    def claim_new_buffers(self, model: nn.Module) -> bool:
+        """Mark the buffers that the forward pass put in place of others; whether there were any.
+
+        Some models make their position tables at the first forward, for the size they meet.
+        """
+        found = False
+        for name, buffer in model.named_buffers():
+            index = self._storage_of(buffer)
+            if self._storages[index].kind == "activation":
+                self._storages[index] = replace(self._storages[index], kind="buffer", name=name)
+                found = True
+        return found
 
     @contextmanager
     def modules_followed(self, model: nn.Module) -> Iterator[None]:
@@ -142,16 +160,16 @@ class Recorder:
                 self._upstream[output.storage] |= upstream
         target = func.name().split(".")[0]
         operation = Operation(target, self._module_stack[-1][0], self._api.current, operands, outputs, attributes)
-        self._drafts.append(_Draft(func, (args, kwargs), operation, _sequence_number()))
+        self._probes.note(func, args, kwargs, operation)
+        self._drafts.append(_Draft(operation, _sequence_number()))
 
     def finish(self, batch_size: int, loss_name: str, output: TensorRecord) -> Capture:
         """The recording, saved tensors attributed to the operations that need them."""
         saved_by_operation = self._attribute_saved()
         operations = []
-        probes = TriggerProbes()
         for index, draft in enumerate(self._drafts):
             saved = saved_by_operation.get(index, ())
-            triggers = probes.triggers(draft.function, draft.arguments, draft.operation, saved)
+            triggers = self._probes.triggers(draft.operation, saved)
             operations.append(replace(draft.operation, saved=saved, triggers=triggers))
         alive = {storage for reference, storage, *_ in self._packed if reference() is not None}
         return Capture(
@@ -259,7 +277,7 @@ class _DispatchRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = run_fake(func, args, kwargs or {})
         self._recorder.record_operation(func, args, kwargs or {}, result)
         return result
 

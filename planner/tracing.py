@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import networkx as nx
 import torch
 from torch import nn
 
@@ -19,6 +18,9 @@ from trady.planner.records import Capture
 from trady.planner.residual_rules import OPAQUE
 from trady.planner.residuals import Kept, kept_storages
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 #: Batch sizes a line is drawn through; from batch 1 some models take other paths.
 _LINE: Final = (2, 3)
@@ -160,7 +162,7 @@ class Trace:
         return kept_storages(self.step, drawable, self.weights)
 
     @cached_property
-    def graph(self) -> nx.DiGraph:
+    def graph(self) -> "nx.DiGraph":
         """Operations and tensors as nodes, with scalar attributes; edges follow the data."""
         return build_graph(
             self.dense_step, {call.operation: layer for layer in self.all_layers for call in layer.calls}
@@ -263,12 +265,14 @@ def _heads(capture: Capture, layers: tuple[Layer, ...], head: str) -> tuple[Laye
     return found
 
 
-def build_graph(capture: Capture, layer_of: Mapping[int, Layer]) -> nx.DiGraph:
+def build_graph(capture: Capture, layer_of: Mapping[int, Layer]) -> "nx.DiGraph":
     """The recorded step as a graph of operations and storages.
 
     Operation nodes carry ``kind``, ``target``, ``module``, ``layer``, ``saved_bytes``; tensor nodes ``kind``,
     ``role``, ``name``, ``bytes``, ``shape``, ``saved``. All attributes are scalars, so that GraphML holds them.
     """
+    import networkx as nx  # half a second that only the graph needs
+
     graph = nx.DiGraph()
     for index, storage in enumerate(capture.storages):
         graph.add_node(

@@ -51,7 +51,7 @@ def input_tensors(inputs: Any) -> Iterator[Tensor]:
             yield from input_tensors(value)
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], inputs: Any) -> Any:
     """The same nested inputs with every tensor replaced."""
     if isinstance(inputs, Tensor):
         return function(inputs)

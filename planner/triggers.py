@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,28 +13,62 @@ from trady.planner.records import Operation
 from trady.planner.training_step import input_tensors, map_tensors
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What a probe needs of a tensor; the tensor itself would keep its part of the graph alive."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Shape":
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, tensor.requires_grad)
+
+    def new(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An operation as it was called, tensors replaced by their shapes."""
+
+    function: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
 class TriggerProbes:
     """Which operand's gradient needs which saved tensor, found by asking autograd.
 
     Autograd saves the factor of a product only when the other factor needs a gradient, and most operations
     have a rule of their own. Each operation is run again on fake tensors with one operand at a time needing a
-    gradient; what is packed then is what that operand's gradient needs. Answers hold per operation and
-    pattern of arguments, whatever the shapes.
+    gradient; what is packed then is what that operand's gradient needs. Answers hold per operation, flags and
+    pattern of operands, whatever the shapes, so that one collection serves all recordings of a model.
     """
 
     def __init__(self) -> None:
+        self._calls: dict[Any, _Call] = {}
         self._known: dict[Any, dict[str, frozenset[str]] | None] = {}
 
-    def triggers(
-        self, func: Any, arguments: tuple[Sequence[Any], Mapping[str, Any]], operation: Operation, saved: Sequence[int]
-    ) -> dict[int, frozenset[str]]:
+    def note(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], operation: Operation) -> None:
+        """Remember how an operation was called, in case it saves something."""
+        if len(_differentiable(operation)) < 2:
+            return
+        key = _key(operation)
+        if key not in self._calls:
+            self._calls[key] = _Call(function, map_tensors(_Shape.of, args), map_tensors(_Shape.of, kwargs))
+
+    def triggers(self, operation: Operation, saved: Sequence[int]) -> dict[int, frozenset[str]]:
         """For each saved storage, the names of the operands whose gradient needs it."""
-        names = frozenset(operand.name for operand in operation.operands if operand.differentiable)
+        names = _differentiable(operation)
         if len(names) < 2 or not saved:
             return dict.fromkeys(saved, names)
-        key = (func, tuple((operand.name, operand.differentiable) for operand in operation.operands))
+        key = _key(operation)
         if key not in self._known:
-            self._known[key] = _probe(func, arguments, names)
+            self._known[key] = _probe(self._calls[key], names)
         needs = self._known[key]
         if needs is None:
             return dict.fromkeys(saved, names)
@@ -46,38 +81,46 @@ class TriggerProbes:
         return found or names
 
 
-def _probe(
-    func: Any, arguments: tuple[Sequence[Any], Mapping[str, Any]], names: frozenset[str]
-) -> dict[str, frozenset[str]] | None:
+def _differentiable(operation: Operation) -> frozenset[str]:
+    return frozenset(operand.name for operand in operation.operands if operand.differentiable)
+
+
+def _key(operation: Operation) -> Any:
+    flags = tuple((name, value) for name, value in operation.attributes.items() if isinstance(value, bool))
+    operands = tuple((operand.name, operand.differentiable) for operand in operation.operands)
+    return operation.target, flags, operands
+
+
+def _probe(call: _Call, names: frozenset[str]) -> dict[str, frozenset[str]] | None:
     """Roles packed when only one operand needs a gradient, by operand; ``None`` where the call cannot be repeated."""
     needs = {}
     for name in sorted(names):
         try:
-            needs[name] = _packed_roles(func, arguments, name)
+            needs[name] = _packed_roles(call, name)
         except (RuntimeError, TypeError, ValueError):
             return None
     return needs
 
 
-def _packed_roles(func: Any, arguments: tuple[Sequence[Any], Mapping[str, Any]], trained: str) -> frozenset[str]:
-    args, kwargs = arguments
-    schema = func._schema.arguments
+def _packed_roles(call: _Call, trained: str) -> frozenset[str]:
     roles: dict[int, set[str]] = defaultdict(set)
     alive: list[Any] = []
 
     def fresh(name: str, value: Any) -> Any:
-        def one(tensor: Tensor) -> Tensor:
-            new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-            if name == trained and tensor.requires_grad:
-                new = new.requires_grad_().clone()
-            alive.append(new)
-            roles[new.untyped_storage()._cdata].add(name)
-            return new
+        if isinstance(value, list | tuple):
+            return [fresh(name, item) for item in value]
+        if not isinstance(value, _Shape):
+            return value
+        new = value.new()
+        if name == trained and value.requires_grad:
+            new = new.requires_grad_().clone()
+        alive.append(new)
+        roles[new.untyped_storage()._cdata].add(name)
+        return new
 
-        return map_tensors(one, value) if any(True for _ in input_tensors(value)) else value
-
-    new_args = [fresh(argument.name, value) for argument, value in zip(schema, args, strict=False)]
-    new_kwargs = {name: fresh(name, value) for name, value in kwargs.items()}
+    schema = call.function._schema.arguments
+    args = [fresh(argument.name, value) for argument, value in zip(schema, call.args, strict=False)]
+    kwargs = {name: fresh(name, value) for name, value in call.kwargs.items()}
     packed: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -85,7 +128,7 @@ def _packed_roles(func: Any, arguments: tuple[Sequence[Any], Mapping[str, Any]],
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
-        results = list(input_tensors(func(*new_args, **new_kwargs)))
+        results = list(input_tensors(call.function(*args, **kwargs)))
     for position, result in enumerate(results):
         roles[result.untyped_storage()._cdata].add(f"output {position}")
     return frozenset(role for tensor in packed for role in roles.get(tensor.untyped_storage()._cdata, ()))

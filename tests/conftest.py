@@ -1,6 +1,7 @@
-"""What several tests need: the asset folder and the networks of ``examples/``."""
+"""What several tests need: the asset folder, the networks of ``examples/``, toy nets, the judge, the zoo."""
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -52,3 +53,37 @@ def paper_network(assets_dir: Path, example_module: Callable[[str], ModuleType])
         return module.eval(), inputs
 
     return build
+
+
+def _neighbour(name: str, folder: str = "tests") -> ModuleType:
+    """A file beside the tests: they are no package, so it is imported by its path."""
+    known = sys.modules.get(name)
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / folder / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def cases() -> ModuleType:
+    """Toy nets: ``tests/cases.py``."""
+    return _neighbour("cases")
+
+
+@pytest.fixture(scope="session")
+def judges() -> ModuleType:
+    """What PyTorch itself says: ``tests/judges.py``."""
+    return _neighbour("judges")
+
+
+@pytest.fixture(scope="session")
+def zoo_member() -> Callable[[str], Example]:
+    """A member of the benchmark's zoo by name: a module with random weights, inputs of two samples."""
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    by_name = {member.name: member for member in _neighbour("zoo_members", "benchmarks").members()}
+    return lambda name: by_name[name].build()

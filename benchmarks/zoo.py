@@ -1,0 +1,320 @@
+"""Saved bytes predicted and real over a zoo of architectures.
+
+Each row traces a model at batches 1, 2 and 3, reads its saved bytes at 1 and 4, and runs that very step with PyTorch:
+the distinct storages autograd packs and still holds when the loss exists, parameters, buffers and batch left out.
+
+    python benchmarks/zoo.py                 # what is missing in benchmarks/results/zoo.json
+    python benchmarks/zoo.py --only swin --fresh
+"""
+
+import gc
+import json
+import multiprocessing
+import platform
+import shlex
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from zoo_members import Member, members
+
+from trady.planner.calibration import uniform_priorities
+from trady.planner.capture import FakeModel, StepSettings, set_training_mode
+from trady.planner.costing import build_cost_table
+from trady.planner.errors import TracingError
+from trady.planner.options import NormMode, OptimizerKind, Scope
+from trady.planner.records import Capture
+from trady.planner.solving import Limits, solve
+from trady.planner.tracing import Recordings, trace
+from trady.planner.training_step import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
+
+BUDGET_BYTES: Final = 256_000
+TRACED: Final = (1, 2, 3)
+JUDGED: Final = (4, 1)
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results" / "zoo.json"
+TABLE: Final = ROOT / "docs" / "zoo.md"
+
+Row = dict[str, Any]
+
+
+@click.command()
+@click.option("--only", default="", help="Rows whose name contains this text.")
+@click.option("--fresh", is_flag=True, help="Measure again the rows that are there.")
+def main(only: str, fresh: bool) -> None:
+    """Measure the zoo; example: python benchmarks/zoo.py --only torchvision."""
+    known = {row["name"]: row for row in _read_rows()}
+    import_all()
+    for member in members():
+        if only in member.name and (fresh or member.name not in known):
+            known[member.name] = measured_apart(member)
+            click.echo(_line(known[member.name]), err=True)
+            order = [other.name for other in members()]
+            write(sorted((known[name] for name in known if name in order), key=lambda row: order.index(row["name"])))
+    wrong = [row["name"] for row in known.values() if row["error"] or row["difference"]]
+    click.echo(f"{len(known)} architectures, {len(wrong)} not equal" + "".join(f"\n  {name}" for name in wrong))
+    sys.exit(1 if wrong else 0)
+
+
+def import_all() -> None:
+    """Import the libraries and trace once, so that forked children need not; nothing is computed before the fork."""
+    import timm  # noqa: F401
+    import torchvision.models  # noqa: F401
+    import transformers  # noqa: F401
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    trace(net, torch.zeros(2, 3, 8, 8))
+
+
+def measured_apart(member: Member) -> Row:
+    """The row of a member, measured in a forked process: its memory is given back."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_and_send, args=(member, sender))
+    process.start()
+    sender.close()
+    try:
+        row: Row = receiver.recv()
+    except EOFError:
+        row = _row(member, error="the process died")
+    process.join()
+    return row
+
+
+def _measure_and_send(member: Member, sender: Connection) -> None:
+    try:
+        start = time.perf_counter()
+        row = measure(member)
+        row["seconds"] = round(time.perf_counter() - start, 1)
+    except Exception as error:
+        row = _row(member, error=f"{type(error).__name__}: {error}")
+    sender.send(row)
+
+
+def _row(member: Member, **values: Any) -> Row:
+    return {
+        "name": member.name,
+        "input": member.input,
+        "difference": None,
+        "modes": {},
+        "plan": {},
+        "error": "",
+        "seconds": 0.0,
+    } | values
+
+
+def measure(member: Member) -> Row:
+    """One architecture: norms frozen, and trained where it has running statistics."""
+    torch.manual_seed(0)
+    model, inputs = member.build()
+    plan = planned(model, inputs)
+    modes = {norm.value: judge(model, inputs, norm) for norm in norm_modes(model)}
+    differences = [abs(found["difference"]) for mode in modes.values() for found in mode.values()]
+    return _row(
+        member,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        difference=max(differences),
+        modes=modes,
+        plan=plan,
+    )
+
+
+def norm_modes(model: nn.Module) -> tuple[NormMode, ...]:
+    """Both modes for models with running statistics; for others they are the same."""
+    has_statistics = any(getattr(module, "running_mean", None) is not None for module in model.modules())
+    return (NormMode.FROZEN, NormMode.TRAIN) if has_statistics else (NormMode.FROZEN,)
+
+
+def judge(model: nn.Module, inputs: Any, norm: NormMode) -> dict[str, Any]:
+    """Predicted and real saved bytes by batch size."""
+    fake = FakeModel(model, StepSettings(norm=norm))
+    recordings = Recordings({size: _captured(fake, inputs, size) for size in TRACED})
+    return {str(size): judge_at(model, inputs, norm, recordings, size) for size in JUDGED}
+
+
+def _captured(fake: FakeModel, inputs: Any, batch_size: int) -> Capture | TracingError:
+    try:
+        return fake.capture(inputs, batch_size)
+    except TracingError as error:
+        return error
+
+
+def judge_at(model: nn.Module, inputs: Any, norm: NormMode, recordings: Recordings, batch_size: int) -> dict[str, Any]:
+    """Predicted against real saved bytes; a step that PyTorch refuses must be refused by the trace."""
+    predicted: int | None
+    try:
+        predicted = recordings.at(batch_size).saved_bytes
+    except TracingError as error:
+        predicted, refusal = None, error
+    try:
+        real = real_saved_bytes(model, inputs, batch_size, norm)
+    except (RuntimeError, ValueError) as error:
+        if predicted is not None:
+            raise
+        return {"predicted": None, "real": None, "difference": 0, "refused": str(error)}
+    if predicted is None:
+        raise refusal
+    return {"predicted": predicted, "real": real, "difference": predicted - real}
+
+
+class _Held:
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def real_saved_bytes(model: nn.Module, inputs: Any, batch_size: int, norm: NormMode) -> int:
+    """What autograd holds when the loss of a real step exists."""
+    set_training_mode(model, norm)
+    generator = torch.Generator().manual_seed(0)
+
+    def batched(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return torch.randn((batch_size, *tensor.shape[1:]), generator=generator)
+        return tensor[torch.arange(batch_size) % tensor.shape[0]]
+
+    batch = map_tensors(batched, inputs)
+    held: list[weakref.ref[_Held]] = []
+
+    def pack(tensor: Tensor) -> _Held:
+        holder = _Held(tensor)
+        held.append(weakref.ref(holder))
+        return holder
+
+    with saved_tensors_hooks(pack, lambda holder: holder.tensor):
+        outputs = call_model(model, batch)
+        targets = None if own_loss(outputs) is not None else synthetic_targets(outputs, generator)
+        loss = step_loss(outputs, targets, None)
+    del outputs
+    gc.collect()
+    known = [*model.parameters(), *model.buffers(), *input_tensors([batch, targets])]
+    left_out = {tensor.untyped_storage()._cdata for tensor in known}
+    storages = {
+        storage._cdata: storage.nbytes()
+        for holder in (reference() for reference in held)
+        if holder is not None and (storage := holder.tensor.untyped_storage())._cdata not in left_out
+    }
+    assert loss.requires_grad
+    return sum(storages.values())
+
+
+def planned(model: nn.Module, inputs: Any) -> dict[str, Any]:
+    """A plan at 256 kB in scope update with uniform priorities: trace, cost table, search."""
+    start = time.perf_counter()
+    traced = trace(model, inputs, batch_sizes=(JUDGED[0],))
+    moments = [time.perf_counter()]
+    values = [layer.norm_sum for layer in uniform_priorities(traced).layers]
+    table = build_cost_table(traced, traced.layers, optimizer=OptimizerKind.SGD)
+    moments.append(time.perf_counter())
+    selection = solve(table, values, Limits(BUDGET_BYTES, Scope.UPDATE))
+    return {
+        "layers": len(traced.layers),
+        "unaccounted": sorted(traced.unaccounted),
+        "trace_seconds": round(moments[0] - start, 3),
+        "table_seconds": round(moments[1] - moments[0], 3),
+        "solve_seconds": round(time.perf_counter() - moments[1], 3),
+        "status": selection.status.value,
+        "gap": round(selection.gap, 6),
+    }
+
+
+def _read_rows() -> list[Row]:
+    return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+
+
+def write(rows: list[Row]) -> None:
+    """Results and the table made of them."""
+    document = {"command": shlex.join(["python", *sys.argv]), **machine(), "rows": rows}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n".join(table_lines(rows)) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the figures were made."""
+    import timm
+    import torchvision
+    import transformers
+
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table_lines(rows: list[Row]) -> Iterator[str]:
+    """The markdown table."""
+    versions = machine()
+    yield "# The zoo"
+    yield ""
+    yield from __doc__.strip().splitlines()[2:4]
+    yield (
+        f"Made by `python benchmarks/zoo.py` (torch {versions['torch']}, torchvision {versions['torchvision']}, "
+        f"timm {versions['timm']}, transformers {versions['transformers']}; {versions['machine']}). "
+        "Bytes at batch 4, in bytes; *difference* is predicted minus real at batches 4 and 1, the larger. "
+        "*Trace* is one batch size, as `trady-plan` does it; *solve* and *gap* are of a plan of 256 kB in scope "
+        "`update` with uniform priorities."
+    )
+    yield ""
+    yield "| model | input | norm | layers | predicted (B) | real (B) | difference (B) | trace (s) | solve (s) | gap |"
+    yield "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    for row in rows:
+        yield from _table_rows(row)
+    notes = [note for row in rows for note in _notes(row)]
+    if notes:
+        yield ""
+        yield from notes
+
+
+def _table_rows(row: Row) -> Iterator[str]:
+    if row["error"]:
+        yield f"| {row['name']} | {row['input']} | | | | | not traced, see below | | | |"
+    plan = row["plan"]
+    for norm, mode in row["modes"].items():
+        shown = mode[str(JUDGED[0])]
+        worst = max((found["difference"] for found in mode.values()), key=abs)
+        yield (
+            f"| {row['name']} | {row['input']} | {norm} | {plan['layers']} | {shown['predicted']:,} | "
+            f"{shown['real']:,} | {worst} | {plan['trace_seconds']:.2f} | {plan['solve_seconds']:.2f} | "
+            f"{plan['gap']:.3%} |"
+        )
+
+
+def _notes(row: Row) -> Iterator[str]:
+    if row["error"]:
+        yield f"* {row['name']}: {row['error']}"
+    if row["plan"].get("unaccounted"):
+        yield f"* {row['name']}: unaccounted workspaces beside these bytes: {', '.join(row['plan']['unaccounted'])}"
+    for norm, mode in row["modes"].items():
+        for size, found in mode.items():
+            if found.get("refused"):
+                yield f"* {row['name']}, norm {norm}, batch {size}: refused by PyTorch and by the trace."
+
+
+def _line(row: Row) -> str:
+    if row["error"]:
+        return f"{row['name']}: {row['error'][:300]}"
+    modes = (f"{norm} {[found['difference'] for found in mode.values()]}" for norm, mode in row["modes"].items())
+    plan = ", ".join(f"{name} {value}" for name, value in row["plan"].items())
+    return f"{row['name']}: {'; '.join(modes)}; {plan}; {row['seconds']:.1f} s in all"
+
+
+if __name__ == "__main__":
+    main()
