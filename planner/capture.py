@@ -27,6 +27,7 @@ from trady.planner.training_step import (
     MODEL_LOSS,
     Inputs,
     LossFunction,
+    batch_size_of,
     call_model,
     input_tensors,
     logits_of,
@@ -131,7 +132,8 @@ class FakeModel:
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
         with self._mode:
-            batch = [_fake_batch(nested, batch_size, self._settings) for nested in (inputs, targets)]
+            example_size = batch_size_of(inputs)
+            batch = [_fake_batch(nested, example_size, batch_size, self._settings) for nested in (inputs, targets)]
             with _unpacked_sequences(inputs):
                 found, is_lasting = self._try_record(batch, batch_size, loss)
                 return found if is_lasting else self._try_record(batch, batch_size, loss)[0]
@@ -207,7 +209,7 @@ def _explained(error: Exception, recorder: Recorder, model: nn.Module) -> Tracin
             f"{where} routes by the values of its inputs ({error.func}), which a plan cannot know. For a mixture of "
             "experts of transformers build the model with experts_implementation='grouped_mm', whose shapes are fixed."
         )
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
     return TracingError(
         f"{where} cannot run on inputs of shape {shapes or 'unknown'}: {first_line} "
         "Give inputs that the model takes (--input 3x224x224 on the command line)."
@@ -238,9 +240,12 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode, settings: StepSettings) -
     return copied
 
 
-def _fake_batch(nested: Any, batch_size: int, settings: StepSettings) -> Any:
+def _fake_batch(nested: Any, example_size: int, batch_size: int, settings: StepSettings) -> Any:
+    """The example at another batch size; tensors that have no batch dimension stay as they are."""
+
     def fake(tensor: Tensor) -> Tensor:
-        shape = (batch_size, *tensor.shape[1:]) if tensor.dim() else ()
+        batched = tensor.dim() > 0 and tensor.shape[0] == example_size
+        shape = (batch_size, *tensor.shape[1:]) if batched else tuple(tensor.shape)
         dtype = settings.dtype if settings.dtype is not None and tensor.is_floating_point() else tensor.dtype
         channels_last = settings.memory_format is MemoryFormat.CHANNELS_LAST and len(shape) == 4
         layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from trady.planner.strategies import STRATEGIES, LayerRule, eligible_layers, sch
 from trady.planner.tracing import Trace
 from trady.planner.units import format_bytes
 
+#: Draws the solver's value looks ahead: the best of the first experiments (DESIGN, section 3).
+DEFAULT_HORIZON: Final = 4.0
+
 
 @dataclass(frozen=True)
 class Request:
@@ -32,7 +36,7 @@ class Request:
         epochs: Planned epochs.
         min_channels: Fewest channels of a chosen layer.
         max_backward_macs: Most multiply-adds of a backward pass, if any.
-        horizon: Draws the solver's value looks ahead.
+        horizon: Draws the solver's value looks ahead; ``None`` where not said.
     """
 
     budget_bytes: int
@@ -43,7 +47,7 @@ class Request:
     epochs: int
     min_channels: int
     max_backward_macs: int | None
-    horizon: float
+    horizon: float | None
 
     def check(self) -> None:
         """Collect every contradiction and say them at once.
@@ -63,11 +67,23 @@ class Request:
             ),
             (self.epochs >= 1, f"Epochs must be 1 or more, got {self.epochs}."),
             (self.min_channels >= 1, f"Fewest channels of a layer must be 1 or more, got {self.min_channels}."),
-            (self.horizon > 0, f"Horizon must be above 0 draws, got {self.horizon}."),
+            (self.horizon is None or self.horizon > 0, f"Horizon must be above 0 draws, got {self.horizon}."),
+            (
+                self.max_backward_macs is None or self.max_backward_macs > 0,
+                f"Backward MACs must be bounded above 0, got {self.max_backward_macs}.",
+            ),
+            (
+                self.strategy is Strategy.SOLVER or not self._only_the_solver_heeds(),
+                f"Strategy {self.strategy.value!r} fills the budget by its own rule: --min-channels, "
+                "--max-backward-macs and --horizon are the solver's. Leave them out, or use --strategy solver.",
+            ),
         )
         problems = [message for holds, message in rules if not holds]
         if problems:
             raise PlanError(" ".join(problems))
+
+    def _only_the_solver_heeds(self) -> bool:
+        return self.min_channels > 1 or self.max_backward_macs is not None or self.horizon is not None
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,10 @@ def check_some_layer_fits(table: CostTable, request: Request) -> None:
 
 
 def _cheapest(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> int:
-    return min(eligible or range(len(table.layers)), key=lambda index: _least_bytes(table, request, index))
+    return min(
+        range(len(table.layers)) if eligible is None else eligible,
+        key=lambda index: _least_bytes(table, request, index),
+    )
 
 
 def _least_bytes(table: CostTable, request: Request, index: int) -> int:
@@ -172,6 +191,7 @@ def choose_channels(
     priorities: Sequence[LayerPriority],
     model: nn.Module,
     scheme: Mapping[str, float] | str | None,
+    convolutions: Sequence[str] = (),
 ) -> Choice:
     """Layers and channel counts by the asked strategy.
 
@@ -181,6 +201,7 @@ def choose_channels(
         priorities: One entry per layer of the table, in its order.
         model: Its weights rank the channels of a static scheme.
         scheme: Layer name -> ratio, or the name of a published scheme, for ``su``.
+        convolutions: The model's convolutions by name, in order: published schemes count them.
 
     Returns:
         The choice; without counts for strategies that fill the budget anew each epoch.
@@ -196,7 +217,7 @@ def choose_channels(
     if rule.layers is not LayerRule.SCHEME:
         pool = eligible_layers(rule.layers, table, priorities, request.budget_bytes)
         return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), solver, (0,) * len(table.layers))
-    counts = _scheme_counts(request, table, scheme)
+    counts = _scheme_counts(request, table, scheme, convolutions)
     eligible = tuple(index for index, count in enumerate(counts) if count)
     channels = {table.layers[index].name: largest_weights(model, table, index, counts[index]) for index in eligible}
     record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
@@ -204,7 +225,12 @@ def choose_channels(
 
 
 def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
-    horizon = min(request.horizon, float(request.epochs))
+    if not any(layer.norm_sum for layer in priorities):
+        raise PlanError(
+            "All gradient norms are zero: nothing is worth training. Check that the loss depends on the output, "
+            "or measure on more data."
+        )
+    horizon = min(DEFAULT_HORIZON if request.horizon is None else request.horizon, float(request.epochs))
     limits = Limits(
         request.budget_bytes,
         request.scope,
@@ -215,11 +241,17 @@ def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriori
     selection = solve(table, [layer.norm_sum for layer in priorities], limits)
     if selection.status is SolverStatus.INFEASIBLE:
         raise no_layer_fits(table, request)
+    if selection.status is SolverStatus.UNKNOWN:
+        raise PlanError(
+            "The search stopped before it found a plan. Leave out --max-backward-macs, or narrow it with --only."
+        )
     strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(table.layers))))
     return Choice(strategy, _solver_record(selection, horizon), selection.counts)
 
 
-def _scheme_counts(request: Request, table: CostTable, scheme: Mapping[str, float] | str | None) -> list[int]:
+def _scheme_counts(
+    request: Request, table: CostTable, scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]
+) -> list[int]:
     if scheme is None:
         raise StrategyError(
             "Strategy 'su' needs a scheme: layer names and ratios in a JSON file, or a published name such as "
@@ -227,15 +259,12 @@ def _scheme_counts(request: Request, table: CostTable, scheme: Mapping[str, floa
         )
     if isinstance(scheme, str):
         published = scheme_named(scheme)
-        convolutions = [layer for layer in table.layers if "conv" in layer.kind]
         missing = [place for place in published.layers if place >= len(convolutions)]
         if missing:
             raise StrategyError(
                 f"Scheme {scheme!r} trains convolution {missing[0]}, but the model has {len(convolutions)} of them."
             )
-        scheme = {
-            convolutions[place].name: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)
-        }
+        scheme = {convolutions[place]: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)}
     counts = scheme_counts(table, scheme)
     needed = table.scope_bytes(counts, request.scope)
     if needed > request.budget_bytes:

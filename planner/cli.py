@@ -151,7 +151,7 @@ def _plan(
     ratios = _read_scheme(scheme)
     model_kwargs, plan_kwargs = _split(options)
     with _stages() as say:
-        prepared, measure = _prepared(say, **model_kwargs)
+        prepared, measure = _prepared(say, norm=plan_kwargs["norm"], **model_kwargs)
         loaded = prepared.loaded
         step = {name: plan_kwargs.pop(name) for name in ("norm", "dtype", "amp", "device", "memory_format")}
         say("Tracing one training step")
@@ -220,6 +220,7 @@ def _prepared(
     calibration_batches: int,
     calibration_batch_size: int,
     seed: int,
+    norm: str = "frozen",
     **loading: Any,
 ) -> tuple[Any, Callable[[], Any] | None]:
     """The model with its head and data, and a function that measures priorities where there is data to do it on."""
@@ -236,7 +237,7 @@ def _prepared(
 
     def measure() -> Any:
         found = priorities_from_data(
-            prepared, num_batches=calibration_batches, batch_size=calibration_batch_size, seed=seed, say=say
+            prepared, num_batches=calibration_batches, batch_size=calibration_batch_size, norm=norm, seed=seed, say=say
         )
         _tell_skipped(prepared.data)
         return found

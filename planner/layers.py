@@ -46,6 +46,10 @@ class LayerKind(StrEnum):
     LINEAR = "linear"
 
 
+#: What MIT's schemes number: every convolution that is not transposed.
+FORWARD_CONVOLUTIONS: Final = frozenset({LayerKind.CONV, LayerKind.GROUPED_CONV, LayerKind.DEPTHWISE_CONV})
+
+
 @dataclass(frozen=True)
 class LayerCall:
     """One use of a layer's weight.
@@ -243,7 +247,7 @@ class Weights:
         return Layer(
             name=storage.name.removesuffix(".weight"),
             weight_name=storage.name,
-            bias_name=self._bias_of(operation),
+            bias_name=self._bias_of(operation, storage.name),
             kind=kind,
             weight_shape=shape,
             weight_itemsize=storage.itemsize,
@@ -255,9 +259,14 @@ class Weights:
             calls=(LayerCall(index, input_operand.tensor, operation.outputs[0], input_operand.upstream),),
         )
 
-    def _bias_of(self, operation: Operation) -> str:
+    def _bias_of(self, operation: Operation, weight_name: str) -> str:
+        """The bias the operation adds, or else the weight's sibling: a product in three dimensions adds it apart."""
         bias = operation.operand("bias") or (operation.operand("self") if operation.target == "aten::addmm" else None)
-        return "" if bias is None else self._parameter_name(bias.tensor)
+        if bias is not None:
+            return self._parameter_name(bias.tensor)
+        parent, _, leaf = weight_name.rpartition(".")
+        sibling = f"{parent}.{leaf.replace('weight', 'bias')}".removeprefix(".")
+        return sibling if sibling != weight_name and sibling in self._capture.parameters else ""
 
     def _parameter_name(self, tensor: TensorRecord) -> str:
         parameter = self.parameter_of.get(tensor.storage)

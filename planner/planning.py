@@ -24,6 +24,8 @@ from trady.planner.choosing import (
     priorities_of,
 )
 from trady.planner.costing import build_cost_table
+from trady.planner.errors import PlanError
+from trady.planner.layers import FORWARD_CONVOLUTIONS
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
@@ -33,8 +35,6 @@ from trady.planner.tracing import Trace, trace
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
 from trady.planner.units import parse_bytes
 
-#: Draws the solver's value looks ahead: the best of the first experiments (DESIGN, section 3).
-DEFAULT_HORIZON: Final = 4.0
 _SYNTHETIC_BATCHES: Final = 4
 
 
@@ -138,11 +138,13 @@ def make_plan(
         epochs=epochs,
         min_channels=min_channels,
         max_backward_macs=max_backward_macs,
-        horizon=DEFAULT_HORIZON if horizon is None else horizon,
+        horizon=horizon,
     )
     request.check()
     say = progress or _silent
-    size = batch_size or batch_size_of(inputs)
+    size = batch_size_of(inputs) if batch_size is None else batch_size
+    if size < 1:
+        raise PlanError(f"Batch size must be 1 or more, got {size}.")
     if traced is None:
         say("Tracing one training step")
         traced = trace(
@@ -186,7 +188,8 @@ def make_plan(
         torch_version=torch.__version__,
     )
     say("Choosing layers and channels")
-    chosen = choose_channels(request, table, found, model, scheme)
+    convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
+    chosen = choose_channels(request, table, found, model, scheme, convolutions)
     plan = Plan(
         model=_model_record(model, inputs, traced, origin),
         settings=settings,
@@ -251,6 +254,7 @@ def priorities_without_data(
     return calibrate(
         model,
         synthetic_batches(model, inputs, _SYNTHETIC_BATCHES),
+        norm=traced.settings.norm,
         source=PrioritySource.SYNTHETIC,
         origin="normal noise, random targets",
         traced=traced,

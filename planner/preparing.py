@@ -15,6 +15,7 @@ from trady.planner.data import LabelledData, PictureFormat, TextFormat, open_dat
 from trady.planner.errors import DataError, TradyError
 from trady.planner.heads import fit_head, head_classes, replace_head
 from trady.planner.loading import LoadedModel, Preprocessing, WeightsOrigin
+from trady.planner.options import NormMode
 from trady.planner.plan import PictureRecord
 from trady.planner.planning import ModelSource
 from trady.planner.priorities import Priorities, PrioritySource
@@ -93,10 +94,19 @@ def priorities_from_data(
     *,
     num_batches: int = DEFAULT_BATCHES,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    norm: NormMode | str = NormMode.FROZEN,
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Priorities:
     """Fit a replaced head, then measure gradient norms; the memory this takes is said first.
+
+    Args:
+        prepared: Model and data.
+        num_batches: Batches to measure on.
+        batch_size: Samples in each.
+        norm: What norms with running statistics do meanwhile.
+        seed: Chooses the samples.
+        say: Called with a line of text before each stage.
 
     Raises:
         DataError: There is no data, or less than one batch.
@@ -124,6 +134,7 @@ def priorities_from_data(
         model,
         batches(),
         loss=loss,
+        norm=norm,
         source=PrioritySource.DATA,
         origin=_origin(prepared.data),
         seed=seed,

@@ -5,7 +5,7 @@ The only room that imports ortools.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Final
@@ -41,6 +41,8 @@ class SolverStatus(StrEnum):
     """Stopped by the time limit; the gap says how far from the bound."""
     INFEASIBLE = "infeasible"
     """No layer can be trained within the limits."""
+    UNKNOWN = "unknown"
+    """Stopped by the time limit before anything was found."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ def solve(table: CostTable, values: Sequence[float], limits: Limits) -> Selectio
     """
     model = _Model(table, values, limits)
     found = model.maximise()
-    if found is None or not any(found.counts):
-        return Selection((0,) * len(table.layers), SolverStatus.INFEASIBLE, 0.0, 0.0 if found is None else found.bound)
+    if not any(found.counts):
+        nothing = SolverStatus.UNKNOWN if found.status is SolverStatus.UNKNOWN else SolverStatus.INFEASIBLE
+        return replace(found, status=nothing)
     return model.with_fewest_residuals(found)
 
 
@@ -180,8 +183,8 @@ class _Model:
         self._add_budget()
         self._add_backward_limit()
 
-    def maximise(self) -> Selection | None:
-        """The best value; ``None`` where nothing was found within the limits.
+    def maximise(self) -> Selection:
+        """The best value; no counts where the limits allow nothing, or the search found nothing in time.
 
         Where layers are alike a light relaxation proves what a full one does not, and the other way round.
         """
@@ -195,14 +198,17 @@ class _Model:
             status = solver.solve(self._model)
             if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
                 if status == cp_model.INFEASIBLE:
-                    return None
+                    return self._nothing(SolverStatus.INFEASIBLE)
                 continue
             bound = min(bound, solver.best_objective_bound / _VALUE_UNITS)
             found = self._selection(self._counts(solver), bound)
             best = found if best is None or found.value >= best.value else self._selection(best.counts, bound)
             if best.status is SolverStatus.OPTIMAL:
                 break
-        return best
+        return self._nothing(SolverStatus.UNKNOWN) if best is None else best
+
+    def _nothing(self, status: SolverStatus) -> Selection:
+        return Selection((0,) * len(self._table.layers), status, 0.0, 0.0)
 
     def with_fewest_residuals(self, best: Selection) -> Selection:
         """Give up at most the tolerance of the value for a shallower backward pass."""

@@ -185,6 +185,10 @@ def test_user_loss_is_named(net: nn.Module, pictures: Tensor, priorities: Priori
         ({"epochs": 0}, PlanError, "Epochs must be 1 or more, got 0"),
         ({"min_channels": 0}, PlanError, "must be 1 or more, got 0"),
         ({"only": ["nothing"]}, PlanError, "No layer is left"),
+        ({"batch_size": 0}, PlanError, "Batch size must be 1 or more, got 0"),
+        ({"horizon": 0.0}, PlanError, "Horizon must be above 0 draws, got 0"),
+        ({"strategy": "trady", "min_channels": 2}, PlanError, "are the solver's"),
+        ({"max_backward_macs": 1}, PlanError, "No layer fits the budget with --max-backward-macs 1"),
     ],
 )
 def test_contradictions_are_told(
@@ -204,6 +208,23 @@ def test_priorities_of_another_model(net: nn.Module, pictures: Tensor) -> None:
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 5))
     with pytest.raises(PlanError, match="of another model"):
         make_plan(net, pictures, budget="4KB", priorities=uniform_priorities(trace(other, pictures)))
+
+
+def test_nothing_is_worth_training_without_gradients(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
+    flat = [
+        layer.model_copy(update={"channel_norms": (0.0,) * len(layer.channel_norms)}) for layer in priorities.layers
+    ]
+    zero = Priorities.model_validate({**priorities.model_dump(), "layers": tuple(flat)})
+    with pytest.raises(PlanError, match="All gradient norms are zero"):
+        make_plan(net, pictures, budget="4KB", priorities=zero)
+
+
+def test_published_schemes_count_the_models_convolutions(pictures: Tensor) -> None:
+    """Leaving layers out does not renumber the others."""
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(50)), nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3, 5))
+    plan = make_plan(deep, pictures, budget="1MB", strategy="su", scheme="mbv2-49kb", exclude=["0"])
+    assert plan.chosen == {"36": 3, "39": 3}
 
 
 def test_fingerprint_knows_names_shapes_and_types(net: nn.Module) -> None:
