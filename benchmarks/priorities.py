@@ -169,8 +169,8 @@ def _reading(rows: list[Row]) -> list[str]:
         f"{min(tasks):.2f} to {max(tasks):.2f}, synthetic inputs with real ones at {min(synthetic):.2f} to "
         f"{max(synthetic):.2f}.",
         "",
-        "So: priorities carry over from a similar task better than from noise; without data a plan is a guide to the",
-        "bytes, which do not depend on priorities, more than to the choice of layers.",
+        "So: the ranks are the network's more than the task's. Priorities carry over from another task, and synthetic",
+        "inputs come close; your own data is still the surest, and bytes depend on none of it.",
     ]
 
 

@@ -81,12 +81,17 @@ def calibrate(
         return collector.priorities(choose(PrioritySource, source, "Priority source"), origin, size)
 
 
-def uniform_priorities(traced: Trace) -> Priorities:
-    """Priorities without gradients: every weight element counts the same, so a channel weighs ``sqrt(C_W)``."""
+def uniform_priorities(traced: Trace, reason: str = "asked for") -> Priorities:
+    """Priorities without gradients: every weight element counts the same, so a channel weighs ``sqrt(C_W)``.
+
+    Args:
+        traced: The model's trace.
+        reason: Why nothing was measured, for the report.
+    """
     layers = tuple(_layer_priority(layer, [layer.weight_elements**0.5] * layer.in_channels) for layer in traced.layers)
     return Priorities(
         source=PrioritySource.UNIFORM,
-        origin="one norm for every weight element",
+        origin=reason,
         num_batches=0,
         batch_size=0,
         tail_index=None,

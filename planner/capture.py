@@ -157,10 +157,12 @@ class FakeModel:
             if targets is None and (loss is not None or own_loss(outputs) is None):
                 targets = synthetic_targets(outputs)
                 recorder.claim([targets], "input")
-            with recorder:
+            with recorder, _loss_failures_told(outputs, loss):
                 value = step_loss(outputs, targets, loss)
         loss_name = loss_name_of(outputs, loss)
         read_by_loss = recorder.record_tensor(_read_by_loss(outputs, loss_name, value))
+        if not self._requires_grad:
+            raise TracingError("The model has no parameters, so it has no layer to train.")
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise TracingError(
                 "The loss does not depend on any parameter that requires a gradient. "
@@ -187,6 +189,26 @@ def _unpacked_sequences(inputs: Inputs) -> Iterator[None]:
         yield
     finally:
         masking.find_packed_sequence_indices = known  # type: ignore[union-attr]
+
+
+@contextmanager
+def _loss_failures_told(outputs: Any, loss: LossFunction | None) -> Iterator[None]:
+    """A loss that fails is not the model's fault.
+
+    Raises:
+        TracingError: The loss failed; what it was given is named.
+    """
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise
+    except Exception as error:
+        given = ", ".join(str(list(tensor.shape)) for tensor in input_tensors(outputs)) or "no tensor"
+        name = "The loss" if loss is None else f"The loss {loss_name_of(outputs, loss)!r}"
+        raise TracingError(
+            f"{name} failed on the model's output ({type(outputs).__name__} of {given}): {error}. "
+            "Give a loss(outputs, targets) for this output."
+        ) from error
 
 
 def _read_by_loss(outputs: Any, loss_name: str, value: Tensor) -> Tensor:

@@ -49,8 +49,11 @@ class Request:
     max_backward_macs: int | None
     horizon: float | None
 
-    def check(self) -> None:
+    def check(self, scheme: Mapping[str, float] | str | None) -> None:
         """Collect every contradiction and say them at once.
+
+        Args:
+            scheme: The static scheme that was given, if any.
 
         Raises:
             PlanError: Options contradict each other or are out of range.
@@ -64,6 +67,10 @@ class Request:
             (
                 self.dtype is not DType.INT8 or self.scope is Scope.UPDATE,
                 "Element type 'int8' is accounting for scope 'update' only. Use --scope update.",
+            ),
+            (
+                scheme is None or self.strategy is Strategy.SU,
+                f"A scheme is for strategy 'su', not {self.strategy.value!r}. Use --strategy su.",
             ),
             (self.epochs >= 1, f"Epochs must be 1 or more, got {self.epochs}."),
             (self.min_channels >= 1, f"Fewest channels of a layer must be 1 or more, got {self.min_channels}."),
@@ -121,7 +128,7 @@ def candidate_layers(traced: Trace, only: Sequence[str], exclude: Sequence[str],
     if not kept:
         names = ", ".join(layer.name for layer in layers[-5:])
         raise PlanError(
-            f"No layer is left after --only {list(only)} and --exclude {list(exclude)}. "
+            f"No layer is left after --only {' '.join(only) or 'all'} and --exclude {' '.join(exclude) or 'none'}. "
             f"Layers are for instance: {names}."
         )
     return kept
@@ -190,8 +197,7 @@ def choose_channels(
     table: CostTable,
     priorities: Sequence[LayerPriority],
     model: nn.Module,
-    scheme: Mapping[str, float] | str | None,
-    convolutions: Sequence[str] = (),
+    static_counts: Sequence[int],
 ) -> Choice:
     """Layers and channel counts by the asked strategy.
 
@@ -200,15 +206,13 @@ def choose_channels(
         table: Costs of the candidate layers.
         priorities: One entry per layer of the table, in its order.
         model: Its weights rank the channels of a static scheme.
-        scheme: Layer name -> ratio, or the name of a published scheme, for ``su``.
-        convolutions: The model's convolutions by name, in order: published schemes count them.
+        static_counts: What :func:`scheme_counts_of` gave, for ``su``.
 
     Returns:
         The choice; without counts for strategies that fill the budget anew each epoch.
 
     Raises:
-        BudgetError: The budget trains no layer, or less than the scheme.
-        StrategyError: The scheme is missing or does not fit the model.
+        BudgetError: The budget trains no layer.
     """
     if request.strategy is Strategy.SOLVER:
         return _solved(request, table, priorities)
@@ -217,11 +221,12 @@ def choose_channels(
     if rule.layers is not LayerRule.SCHEME:
         pool = eligible_layers(rule.layers, table, priorities, request.budget_bytes)
         return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), solver, (0,) * len(table.layers))
-    counts = _scheme_counts(request, table, scheme, convolutions)
-    eligible = tuple(index for index, count in enumerate(counts) if count)
-    channels = {table.layers[index].name: largest_weights(model, table, index, counts[index]) for index in eligible}
+    eligible = tuple(index for index, count in enumerate(static_counts) if count)
+    channels = {
+        table.layers[index].name: largest_weights(model, table, index, static_counts[index]) for index in eligible
+    }
     record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
-    return Choice(record, solver, tuple(counts))
+    return Choice(record, solver, tuple(static_counts))
 
 
 def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
@@ -249,9 +254,23 @@ def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriori
     return Choice(strategy, _solver_record(selection, horizon), selection.counts)
 
 
-def _scheme_counts(
+def scheme_counts_of(
     request: Request, table: CostTable, scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]
 ) -> list[int]:
+    """Channels per layer of a static scheme; none for other strategies.
+
+    Args:
+        request: Budget, scope and strategy.
+        table: Costs of the candidate layers.
+        scheme: Layer name -> ratio, or the name of a published scheme.
+        convolutions: The model's convolutions by name, in order: published schemes count them.
+
+    Raises:
+        BudgetError: The scheme needs more than the budget.
+        StrategyError: The scheme is missing or does not fit the model.
+    """
+    if request.strategy is not Strategy.SU:
+        return [0] * len(table.layers)
     if scheme is None:
         raise StrategyError(
             "Strategy 'su' needs a scheme: layer names and ratios in a JSON file, or a published name such as "

@@ -251,7 +251,7 @@ def _synthetic(prepared: Any, say: Callable[[str], None]) -> Any:
 
     say("Finding priorities without data")
     loaded = prepared.loaded
-    traced = trace(loaded.model, prepared.inputs, loss=loaded.loss)
+    traced = trace(loaded.model, prepared.inputs, loss=loaded.loss, head=prepared.asked_head)
     return priorities_without_data(
         loaded.model, prepared.inputs, traced, loaded.loss, has_weights=prepared.source.has_weights
     )
@@ -339,9 +339,10 @@ def _stages() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _errors_told() -> Iterator[None]:
     """Tell what the user can mend in one message and exit with 1; Ctrl-C leaves no half file."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
+            yield
     except TradyError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

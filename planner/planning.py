@@ -16,14 +16,17 @@ from trady.planner.calibration import (
     uniform_priorities,
 )
 from trady.planner.choosing import (
+    DEFAULT_HORIZON,
     Request,
     candidate_layers,
     check_some_layer_fits,
     choose_channels,
     no_layer_fits,
     priorities_of,
+    scheme_counts_of,
 )
 from trady.planner.costing import build_cost_table
+from trady.planner.coverage import coverage_value
 from trady.planner.errors import PlanError
 from trady.planner.layers import FORWARD_CONVOLUTIONS
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
@@ -33,7 +36,7 @@ from trady.planner.schedule import draw
 from trady.planner.strategies import STRATEGIES
 from trady.planner.tracing import Trace, trace
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
-from trady.planner.units import parse_bytes
+from trady.planner.units import format_bytes, parse_bytes
 
 _SYNTHETIC_BATCHES: Final = 4
 
@@ -76,10 +79,10 @@ def make_plan(
     device: str = "cpu",
     memory_format: MemoryFormat | str = MemoryFormat.CONTIGUOUS,
     head: str = "auto",
-    train: Sequence[str] = (),
+    train: str | Sequence[str] = (),
     train_bias: bool = False,
-    only: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     max_depth: int | None = None,
     max_backward_macs: int | None = None,
     min_channels: int = 1,
@@ -121,7 +124,8 @@ def make_plan(
         horizon: Draws the solver's value looks ahead; 4 by default, 1 prefers nothing but the largest norms.
         scheme: For ``su``: layer name -> ratio, or the name of a published scheme.
         source: Record of how the model was built.
-        traced: A trace of this very model with these settings, to save tracing it again.
+        traced: A trace of this very model, to save tracing it again; norm mode, types, device, layout and head are
+            then the trace's.
         progress: Called with a line of text before each stage.
 
     Raises:
@@ -140,7 +144,7 @@ def make_plan(
         max_backward_macs=max_backward_macs,
         horizon=horizon,
     )
-    request.check()
+    request.check(scheme)
     say = progress or _silent
     size = batch_size_of(inputs) if batch_size is None else batch_size
     if size < 1:
@@ -158,13 +162,16 @@ def make_plan(
             device=device,
             memory_format=memory_format,
             head=head,
-            train=tuple(train),
+            train=_patterns(train),
             batch_sizes=(size,),
         )
+    _check_same_model(traced, model)
     traced = traced.at(size)
-    layers = candidate_layers(traced, only, exclude, max_depth)
+    layers = candidate_layers(traced, _patterns(only), _patterns(exclude), max_depth)
     table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
     check_some_layer_fits(table, request)
+    convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
+    counts = scheme_counts_of(request, table, scheme, convolutions)
     origin = source or ModelSource()
     if priorities is None:
         say("Finding priorities without data")
@@ -172,27 +179,11 @@ def make_plan(
     elif callable(priorities):
         priorities = priorities()
     found = priorities_of(layers, priorities)
-    settings = Settings(
-        budget_bytes=request.budget_bytes,
-        scope=request.scope,
-        batch_size=size,
-        epochs=epochs,
-        optimizer=request.optimizer,
-        norm=traced.settings.norm,
-        dtype=request.dtype,
-        amp=None if amp is None else choose(DType, amp, "Autocast type"),
-        device=device,
-        memory_format=traced.settings.memory_format,
-        train_bias=train_bias,
-        train=tuple(train),
-        torch_version=torch.__version__,
-    )
     say("Choosing layers and channels")
-    convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
-    chosen = choose_channels(request, table, found, model, scheme, convolutions)
+    chosen = choose_channels(request, table, found, model, counts)
     plan = Plan(
         model=_model_record(model, inputs, traced, origin),
-        settings=settings,
+        settings=(settings := _settings(request, traced, train_bias)),
         strategy=chosen.strategy,
         priorities=PriorityRecord(
             source=priorities.source,
@@ -210,21 +201,65 @@ def make_plan(
         unaccounted=traced.unaccounted,
         notes=_notes(traced, priorities, settings),
     )
-    return _with_first_draw(plan, request) if STRATEGIES[request.strategy].fills_budget else plan
+    return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, request)
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns as a tuple; a text is one pattern."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _check_same_model(traced: Trace, model: nn.Module) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    known = {
+        storage.name: storage.tensor_shape for storage in traced.dense_step.storages if storage.kind == "parameter"
+    }
+    differing = sorted(name for name in shapes.keys() | known.keys() if shapes.get(name) != known.get(name))
+    if differing:
+        raise PlanError(
+            f"The trace is of another model: {len(differing)} parameters differ, {differing[0]!r} first "
+            f"({known.get(differing[0])} in the trace, {shapes.get(differing[0])} in the model). Trace this model."
+        )
+
+
+def _settings(request: Request, traced: Trace, train_bias: bool) -> Settings:
+    """How the traced step is run; int8 is an accounting of a float32 trace."""
+    step = traced.settings
+    return Settings(
+        budget_bytes=request.budget_bytes,
+        scope=request.scope,
+        batch_size=traced.batch_size,
+        epochs=request.epochs,
+        optimizer=request.optimizer,
+        norm=step.norm,
+        dtype=DType.INT8 if request.dtype is DType.INT8 else _dtype_named(step.dtype),
+        amp=_dtype_named(step.amp),
+        device=step.device,
+        memory_format=step.memory_format,
+        train_bias=train_bias,
+        train=tuple(sorted(traced.train_patterns)),
+        torch_version=torch.__version__,
+    )
+
+
+def _dtype_named(dtype: torch.dtype | None) -> DType | None:
+    return None if dtype is None else DType(str(dtype).removeprefix("torch."))
 
 
 def _with_first_draw(plan: Plan, request: Request) -> Plan:
-    """Counts, value and ledger of the first epoch, for strategies that fill the budget anew each epoch."""
+    """Counts, value and ledger of the first epoch, for strategies whose draw is not the solver's."""
     first = draw(plan, 0)
     counts = first.counts(plan.table)
     if not any(counts):
         raise no_layer_fits(plan.table, request, plan.strategy.eligible)
+    dynamic = STRATEGIES[request.strategy].dynamic
+    horizon = min(DEFAULT_HORIZON, float(request.epochs)) if dynamic else 1.0
     reached = sum(
-        norms * count / layer.in_channels
+        norms * coverage_value(count / layer.in_channels, horizon)
         for norms, count, layer in zip(plan.layer_values, counts, plan.table.layers, strict=True)
     )
     total = sum(plan.layer_values)
-    solver = plan.solver.model_copy(update={"value": reached / total if total else 0.0})
+    solver = plan.solver.model_copy(update={"value": reached / total if total else 0.0, "horizon": horizon})
     return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})
 
 
@@ -246,11 +281,19 @@ def priorities_without_data(
         loss: The user's loss: nobody can make up its targets.
         has_weights: Whether the weights are trained ones.
     """
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
-    available = available_bytes()
-    too_large = available is not None and calibration_peak_bytes(traced) > available
-    if on_meta or not has_weights or too_large or loss is not None:
-        return uniform_priorities(traced)
+    available, needed = available_bytes(), calibration_peak_bytes(traced)
+    reasons = (
+        (any(parameter.is_meta for parameter in model.parameters()), "the model has no memory for weights"),
+        (not has_weights, "the weights are random"),
+        (loss is not None, "targets of your own loss cannot be made up"),
+        (
+            available is not None and needed > available,
+            f"a backward pass needs {format_bytes(needed)}, more than the {format_bytes(available or 0)} free",
+        ),
+    )
+    for holds, reason in reasons:
+        if holds:
+            return uniform_priorities(traced, reason)
     return calibrate(
         model,
         synthetic_batches(model, inputs, _SYNTHETIC_BATCHES),

@@ -38,6 +38,7 @@ class Prepared:
         loaded: What was loaded; its model carries the wanted head.
         source: Record for the plan.
         head: Name of the head that was put in place of the model's own; empty where the model's own stays.
+        asked_head: What always trains, as asked: ``auto``, ``none`` or a name.
         data: Labelled data, where given.
         inputs: Example inputs, those of the data where given.
     """
@@ -45,6 +46,7 @@ class Prepared:
     loaded: LoadedModel
     source: ModelSource
     head: str
+    asked_head: str
     data: LabelledData | Iterable[Batch] | None
     inputs: Inputs
 
@@ -78,6 +80,8 @@ def prepare(
     inputs = _example_of(opened, loaded.inputs)
     wanted = _wanted_classes(opened, classes)
     replaced, head_name = None, ""
+    if wanted is not None and head == "none":
+        raise TradyError(f"{wanted} classes need a head to tell them apart. Leave --head none out, or the classes.")
     if wanted is not None:
         head_name = _head_name(loaded.model, inputs, head)
         if head_classes(loaded.model, head_name) != wanted:
@@ -86,7 +90,7 @@ def prepare(
             inputs = _without_labels(inputs)
     trained = loaded.weights not in (WeightsOrigin.RANDOM, WeightsOrigin.META)
     source = ModelSource(loaded.source, loaded.arch or "", replaced, trained, _picture_record(loaded.preprocessing))
-    return Prepared(loaded, source, head_name if replaced else "", opened, inputs)
+    return Prepared(loaded, source, head_name if replaced else "", head, opened, inputs)
 
 
 def priorities_from_data(
@@ -123,13 +127,16 @@ def priorities_from_data(
     if first is None:
         raise DataError("The data gives no batch. Give more samples, or a smaller --calibration-batch-size.")
     size = batch_size_of(first.inputs)
-    traced = trace(model, first.inputs, targets=first.targets if loss else None, loss=loss, batch_sizes=(size,))
+    targets = first.targets if loss else None
+    traced = trace(
+        model, first.inputs, targets=targets, loss=loss, norm=norm, head=prepared.asked_head, batch_sizes=(size,)
+    )
     say(f"Calibration will hold about {format_bytes(calibration_peak_bytes(traced))} at batch size {size}")
     if prepared.head:
         fitted = _batches(prepared.data, batch_size, _HEAD_SHARE * num_batches, seed + 1)
         accuracy = fit_head(model, prepared.head, fitted)
         say(f"Fitted the new head {prepared.head!r} to the data ({accuracy:.1%} of it right)")
-    say(f"Measuring gradient norms on {num_batches} batches of {size}")
+    say(f"Measuring gradient norms on up to {num_batches} batches of {size}")
     return calibrate(
         model,
         batches(),
@@ -164,7 +171,8 @@ def _batches(
     data: LabelledData | Iterable[Batch] | None, batch_size: int, num_batches: int, seed: int
 ) -> Iterator[Batch]:
     if isinstance(data, LabelledData):
-        yield from data.batches(min(batch_size, len(data)), seed=seed, limit=num_batches)
+        # Half a small set fills a batch although some of it may be unreadable.
+        yield from data.batches(min(batch_size, max(1, len(data) // 2)), seed=seed, limit=num_batches)
     elif data is not None:
         for number, batch in enumerate(data):
             if number == num_batches:
@@ -200,7 +208,7 @@ def _wanted_classes(data: LabelledData | Iterable[Batch] | None, classes: int | 
 
 
 def _head_name(model: nn.Module, inputs: Inputs, head: str) -> str:
-    if head not in ("auto", "none"):
+    if head != "auto":
         return head
     found = trace(model, inputs, batch_sizes=(batch_size_of(inputs),)).head_names
     if len(found) != 1:

@@ -1,6 +1,6 @@
 """From a model and example inputs to a Trace: layers, what each operation keeps, and the graph."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -67,6 +67,7 @@ class Trace:
         settings: How the step was run.
         head_names: Layers that are always trained and never drawn.
         trained: Other parameters that are always trained, by name.
+        train_patterns: The patterns that named them.
         loss_name: The loss by name.
     """
 
@@ -76,6 +77,7 @@ class Trace:
     settings: StepSettings
     head_names: tuple[str, ...]
     trained: frozenset[str]
+    train_patterns: tuple[str, ...]
     loss_name: str
     _cache: dict[int, "Trace"] = field(default_factory=dict, repr=False, compare=False)
 
@@ -239,10 +241,24 @@ def trace(
     capture = dense.at(batch_size)
     layers = Weights(capture).layers()
     heads = _heads(capture, layers, head)
-    trained = frozenset(name for name in capture.parameters if any(fnmatchcase(name, pattern) for pattern in train))
+    trained = _named_by(train, capture.parameters)
     trainable = {layer.weight_name for layer in layers} | {layer.bias_name for layer in heads} | trained
     lean = record(frozenset(trainable))
-    return Trace(dense, lean, batch_size, settings, tuple(layer.name for layer in heads), trained, capture.loss_name)
+    names = tuple(layer.name for layer in heads)
+    return Trace(dense, lean, batch_size, settings, names, trained, tuple(train), capture.loss_name)
+
+
+def _named_by(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
+    """Parameters that patterns name; a pattern that names none is a mistake.
+
+    Raises:
+        TracingError: A pattern matches no parameter.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(names[-3:])
+            raise TracingError(f"--train {pattern!r} matches no parameter. Parameters are for instance: {known}.")
+    return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def torch_dtype(dtype: DType | str | None) -> torch.dtype | None:

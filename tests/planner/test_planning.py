@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trady.planner import Plan, Priorities, calibrate, make_plan, trace
 from trady.planner.calibration import synthetic_batches, uniform_priorities
-from trady.planner.errors import BudgetError, PlanError, StrategyError
+from trady.planner.errors import BudgetError, PlanError, StrategyError, TracingError
 from trady.planner.options import OptimizerKind, Scope, Strategy
 from trady.planner.planning import fingerprint
 
@@ -163,6 +163,31 @@ def test_a_known_trace_and_any_batch_size(net: nn.Module, pictures: Tensor, prio
     assert given.to_json() == fresh.to_json()
 
 
+def test_a_trace_brings_its_settings_and_its_model(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
+    traced = trace(net, pictures, norm="train", dtype="bfloat16")
+    settings = make_plan(net, pictures, budget="4KB", priorities=priorities, traced=traced).settings
+    assert (settings.norm, settings.dtype) == ("train", "bfloat16")
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 5))
+    with pytest.raises(PlanError, match="The trace is of another model"):
+        make_plan(other, pictures, budget="4KB", priorities=priorities, traced=traced)
+
+
+def test_a_pattern_may_be_a_plain_text(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
+    plan = make_plan(net, pictures, budget="4KB", priorities=priorities, only="project", train="norm.*")
+    assert [layer.name for layer in plan.table.layers] == ["project"]
+    assert plan.settings.train == ("norm.*",)
+
+
+def test_values_of_all_strategies_are_on_one_scale(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
+    values = {
+        strategy: make_plan(net, pictures, budget="4KB", priorities=priorities, strategy=strategy).solver.value
+        for strategy in ("solver", "trady", "d-full-random")
+    }
+    static = make_plan(net, pictures, budget="64KB", priorities=priorities, strategy="su", scheme={"project": 1.0})
+    assert values["solver"] >= max(values.values()) > 0
+    assert static.solver.value > 0
+
+
 def test_user_loss_is_named(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
     def squared(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().mean()
@@ -185,6 +210,9 @@ def test_user_loss_is_named(net: nn.Module, pictures: Tensor, priorities: Priori
         ({"epochs": 0}, PlanError, "Epochs must be 1 or more, got 0"),
         ({"min_channels": 0}, PlanError, "must be 1 or more, got 0"),
         ({"only": ["nothing"]}, PlanError, "No layer is left"),
+        ({"only": "*zzz"}, PlanError, r"No layer is left after --only \*zzz"),
+        ({"train": "nothing.*"}, TracingError, r"--train 'nothing.\*' matches no parameter"),
+        ({"scheme": "mbv2-49kb"}, PlanError, "A scheme is for strategy 'su', not 'solver'"),
         ({"batch_size": 0}, PlanError, "Batch size must be 1 or more, got 0"),
         ({"horizon": 0.0}, PlanError, "Horizon must be above 0 draws, got 0"),
         ({"strategy": "trady", "min_channels": 2}, PlanError, "are the solver's"),
