@@ -30,7 +30,7 @@ class PrioritySource(StrEnum):
 #: What a report says of each source; the figures are made by ``benchmarks/priorities.py``.
 TRUST: Final = {
     PrioritySource.DATA: "measured on your data",
-    PrioritySource.SYNTHETIC: "measured on synthetic inputs, whose layer ranks come close to real ones (docs/priorities.md)",
+    PrioritySource.SYNTHETIC: "measured on synthetic inputs, whose ranks come close to real ones (docs/priorities.md)",
     PrioritySource.UNIFORM: "not measured, every weight element counts the same; give --data",
 }
 

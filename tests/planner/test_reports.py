@@ -130,7 +130,7 @@ def test_report_says_what_it_must(tiny_plan: Plan, width: int) -> None:
     for line in type(tiny_plan.ledger.lines).model_fields:
         assert line.replace("_", " ") in text
     assert "activation sparsity" in text and "backward MACs saved" in text
-    assert "a guide only" in text
+    assert "measured on synthetic inputs" in text
     assert "Every operation of the step is in the ledger." in text
 
 
