@@ -75,6 +75,16 @@ def _rand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     return drawn
 
 
+def _col2im(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Fold: the CPU kernel makes its result as large as the columns and resizes it, so that storage stays large."""
+    columns: Tensor = args[0]
+    folded: Tensor = func(*args, **kwargs)
+    if folded.device.type != "cpu" or columns.numel() <= folded.numel():
+        return folded
+    storage = torch.empty(columns.numel(), dtype=folded.dtype, device=folded.device)
+    return storage.as_strided(folded.shape, folded.stride())
+
+
 #: Above any probability of dropping, and below one as every number that ``torch.rand`` draws.
 _NEVER_BELOW: Final = 1 - 2**-20
 
@@ -84,6 +94,7 @@ _KERNELS: Final[Mapping[Any, Callable[[Any, Sequence[Any], Mapping[str, Any]], A
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.native_layer_norm.default: fake_mixed_norm,
     torch.ops.aten.native_group_norm.default: fake_mixed_norm,
+    torch.ops.aten.col2im.default: _col2im,
 }
 
 

@@ -174,6 +174,26 @@ class TableOnDemand(nn.Module):
         return self.head((self.mix(x) * self.table).mean(1))
 
 
+class FoldedPatches(nn.Module):
+    """Overlapping patches summed into a map whose positions a linear layer reads without a copy at batch 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        patches = nn.functional.unfold(self.embed(pictures), 3, padding=1, stride=2)
+        folded = nn.functional.fold(patches, pictures.shape[2:], 3, padding=1, stride=2)
+        logits: Tensor = self.head(self.mix(folded.permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+        return logits
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_fold_keeps_the_storage_of_its_columns(judges: ModuleType, batch_size: int) -> None:
+    model, inputs = FoldedPatches(), torch.zeros(batch_size, 3, 8, 8)
+    assert trace(model, inputs, norm="train").saved_bytes == judges.bytes_kept_by_autograd(model, inputs)
+
+
 def test_table_made_at_the_first_forward_is_a_buffer(judges: ModuleType) -> None:
     inputs = torch.randn(2, 6, 8)
     predicted = trace(TableOnDemand(), inputs, batch_sizes=(2, 3)).saved_bytes
