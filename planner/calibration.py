@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trady.planner.capture import set_training_mode
 from trady.planner.errors import CalibrationError, TracingError
-from trady.planner.layers import Layer, LayerKind
+from trady.planner.layers import Layer
 from trady.planner.options import NormMode, choose
 from trady.planner.priorities import LayerPriority, Priorities, PrioritySource, rounded_norms
 from trady.planner.tail_index import tail_index
@@ -143,11 +143,25 @@ def channel_norms(gradient: Tensor, layer: Layer) -> Tensor:
     Returns:
         ``[C_in]`` norms in float32, groups one after the other.
     """
-    wide = gradient.detach().float()
-    if layer.kind in (LayerKind.GROUPED_CONV, LayerKind.DEPTHWISE_CONV):
-        grouped = wide.reshape(layer.groups, -1, wide.shape[1], wide[0, 0].numel())
+    return slice_norms(gradient, layer.channel_dim, layer.groups)
+
+
+def slice_norms(weight: Tensor, channel_dim: int, groups: int) -> Tensor:
+    """Norm of each input channel's slice of a weight, or of anything shaped like it.
+
+    Args:
+        weight: A layer's weight ``[C_out, C_in / groups, *kernel]``, or with ``C_in`` first when transposed.
+        channel_dim: Dimension that input channels run along.
+        groups: Convolution groups.
+
+    Returns:
+        ``[C_in]`` norms in float32, groups one after the other.
+    """
+    wide = weight.detach().float()
+    if groups > 1 and channel_dim == 1:
+        grouped = wide.reshape(groups, -1, wide.shape[1], wide[0, 0].numel())
         return grouped.square().sum(dim=(1, 3)).sqrt().flatten()
-    others = [dim for dim in range(wide.dim()) if dim != layer.channel_dim]
+    others = [dim for dim in range(wide.dim()) if dim != channel_dim]
     return wide.square().sum(dim=others).sqrt()
 
 

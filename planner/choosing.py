@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from torch import Tensor, nn
+from torch import nn
 
+from trady.planner.calibration import slice_norms
 from trady.planner.errors import BudgetError, PlanError, StrategyError, TradyError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable, Ledger
@@ -301,15 +302,9 @@ def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) 
         Sparse Update (Lin et al., NeurIPS 2022).
     """
     layer = table.layers[index]
-    weight = model.get_parameter(layer.weight_name).detach().float()
-    order = _weight_norms(weight, layer.channel_dim, layer.groups).argsort(descending=True, stable=True)
+    weight = model.get_parameter(layer.weight_name)
+    order = slice_norms(weight, layer.channel_dim, layer.groups).argsort(descending=True, stable=True)
     return tuple(sorted(order[:count].tolist()))
-
-
-def _weight_norms(weight: Tensor, channel_dim: int, groups: int) -> Tensor:
-    if groups > 1 and channel_dim == 1:
-        return weight.reshape(groups, -1, weight.shape[1], weight[0, 0].numel()).square().sum(dim=(1, 3)).flatten()
-    return weight.square().sum(dim=[dim for dim in range(weight.dim()) if dim != channel_dim])
 
 
 def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> TradyError:

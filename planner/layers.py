@@ -150,11 +150,6 @@ class Layer:
         """Multiply-adds of its calls over the batch; the input gradient takes as many."""
         return sum(self._call_macs(call) for call in self.calls)
 
-    @property
-    def num_weights(self) -> int:
-        """Elements of the whole weight."""
-        return math.prod(self.weight_shape)
-
     def _call_macs(self, call: LayerCall) -> int:
         if self.kind is LayerKind.LINEAR:
             return matmul_macs(call.input.shape, call.output.shape)

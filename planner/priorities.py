@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
+from trady.planner.cost_rules import gradient_norm_per_cost
 from trady.planner.errors import CalibrationError
 from trady.planner.files import write_atomically
 from trady.planner.ledger import Record
@@ -69,8 +70,9 @@ class LayerPriority(Record):
         Source:
             TraDy, arXiv 2510.19675, eq. (5).
         """
-        cost = self.weight_elements + self.sample_elements
-        return tuple(norm / cost for norm in self.channel_norms)
+        return tuple(
+            gradient_norm_per_cost(norm, self.weight_elements, self.sample_elements) for norm in self.channel_norms
+        )
 
     @property
     def rgn(self) -> float:

@@ -50,11 +50,6 @@ class StrategyRule:
     draw: DrawRule
     dynamic: bool
 
-    @property
-    def fills_budget(self) -> bool:
-        """Whether counts are found by filling the budget at each draw, so that they vary."""
-        return self.draw in (DrawRule.UNIFORM, DrawRule.LARGEST_RGN, DrawRule.OBSERVED_NORMS)
-
 
 STRATEGIES: Final[Mapping[Strategy, StrategyRule]] = {
     Strategy.SOLVER: StrategyRule(LayerRule.FULL, DrawRule.FIXED_COUNTS, True),
