@@ -39,7 +39,7 @@ def test_file_round_trip(priorities: Priorities, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 2}'])
 def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(content)
-    with pytest.raises(CalibrationError, match="cannot be read.*Make them with trady-profile"):
+    with pytest.raises(CalibrationError, match=r"cannot be read.*Make them with trady-profile"):
         Priorities.load(tmp_path / "other.json")
 
 
