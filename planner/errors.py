@@ -53,3 +53,7 @@ class BudgetError(PlanError):
 
 class StrategyError(PlanError):
     """A strategy asked for without what it needs, or by an unknown name."""
+
+
+class EngineError(TradyError):
+    """A plan that cannot be executed on this model, or a step that breaks its contract."""

@@ -1,0 +1,1 @@
+"""Operations that keep only what their exact gradient needs."""
