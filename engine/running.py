@@ -87,6 +87,15 @@ class Engine(nn.Module):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags[name])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle is attached to nothing and follows no optimizer."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_reentry", "_notes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a copied state."""
+        super().__setstate__(state)
+        self._reentry, self._notes = Reentry(self), None
+
     @property
     def epoch(self) -> int:
         """The epoch that was drawn for last."""
