@@ -14,6 +14,7 @@ from trady.engine.batches import BatchGuard
 from trady.engine.binding import LeanMode, StorageNotes
 from trady.engine.drawing import DrawnSlices, DrawReport
 from trady.engine.matching import always_trained_names, norms_with_statistics, prepare_model
+from trady.engine.meter import Measurement, measure_step
 from trady.engine.observing import ObservedNorms, dense_norms
 from trady.engine.reentry import Reentry, mark_active
 from trady.engine.state import OptimizerFollower, SliceMove
@@ -22,7 +23,7 @@ from trady.planner.ledger import Ledger
 from trady.planner.options import NormMode, Strategy
 from trady.planner.plan import Plan
 from trady.planner.schedule import ChannelDraw, draw
-from trady.planner.training_step import Batch, LossFunction
+from trady.planner.training_step import Batch, Inputs, LossFunction
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
@@ -234,6 +235,10 @@ class Engine(nn.Module):
         )
         _log.info("%s", report)
         return report
+
+    def measure(self, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Measurement:
+        """Planned ledger beside the measured one, for one real step that changes nothing; arguments as in a step."""
+        return measure_step(self, inputs, targets, loss)
 
     def draw_state(self) -> dict[str, Any]:
         """What the next draws depend on beside plan and model: for a checkpoint; tensors and plain containers."""
