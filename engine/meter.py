@@ -256,7 +256,7 @@ def _measured_lines(
     """One watched step, its lines and its loss; gradients are dropped again."""
     kept, value = kept_by_line(engine, inputs, targets, loss)
     result = float(value.detach())
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     del value
     optimizer.step()
     slices = [compact for _, compact in engine.slices.named_parameters()]
@@ -285,7 +285,7 @@ def _state_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Param
     return sum(_storages(_state_tensors(optimizer, parameters)).values())
 
 
-def _state_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+def _state_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
     for parameter in parameters:
         yield from (entry for entry in optimizer.state.get(parameter, {}).values() if isinstance(entry, Tensor))
 
@@ -302,7 +302,7 @@ def _step(
 ) -> None:
     outputs = call_model(engine, inputs)
     value = step_loss(outputs, targets, loss)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     optimizer.step()
     optimizer.zero_grad()
 
