@@ -31,7 +31,9 @@ _SPLIT_NAMES: Final = {
     "test": "test",
 }
 _TABLES: Final = (".csv", ".tsv")
-_ACCEPTED: Final = "a folder of class folders, an .npz, a .csv or .tsv with texts, torchvision:NAME, or module:function yielding batches"
+_ACCEPTED: Final = (
+    "class folders, an .npz, a .csv or .tsv of texts, torchvision:NAME, or module:function yielding batches"
+)
 
 
 class GeneratedBatches:
