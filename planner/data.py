@@ -31,9 +31,8 @@ _SPLIT_NAMES: Final = {
     "test": "test",
 }
 _TABLES: Final = (".csv", ".tsv")
-_ACCEPTED: Final = (
-    "class folders, an .npz, a .csv or .tsv of texts, torchvision:NAME, or module:function yielding batches"
-)
+_KINDS: Final = "a folder of class folders, an .npz, a .csv or .tsv with texts"
+_ACCEPTED: Final = f"{_KINDS}, torchvision:NAME, or module:function yielding batches"
 
 
 class GeneratedBatches:
