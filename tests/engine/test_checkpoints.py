@@ -2,9 +2,8 @@
 
 import pickle
 import random
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,8 @@ from trady.engine.reproducing import (
 )
 from trady.planner.errors import EngineError, TradyError
 
+Limit = Callable[[int], AbstractContextManager[None]]
+
 
 def checkpoint(elements: int = 10, step: int = 7) -> Checkpoint:
     states = generator_states()
@@ -49,17 +50,6 @@ def checkpoint(elements: int = 10, step: int = 7) -> Checkpoint:
 
 def draws() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """The system refuses larger ones, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_was_saved_is_read(tmp_path: Path) -> None:
@@ -90,7 +80,7 @@ def test_generators_go_on_to_the_bit(tmp_path: Path) -> None:
     assert draws() == expected
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, files_of_at_most: Limit) -> None:
     save_checkpoint(tmp_path, checkpoint(step=7))
     with (
         files_of_at_most(100_000),
@@ -102,7 +92,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
-def test_a_full_disk_at_the_end_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_at_the_end_is_told(tmp_path: Path, files_of_at_most: Limit) -> None:
     with files_of_at_most(1000), pytest.raises(TradyError, match=r"tuned.pt cannot be written: File too large"):
         save_weights(tmp_path / "tuned.pt", {"weight": torch.zeros(1_000_000)})
     assert not list(tmp_path.iterdir())
