@@ -89,11 +89,23 @@ def workplace(training_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return training_place
 
 
+@pytest.fixture(scope="session")
+def known_plans() -> dict[str, Plan]:
+    """Plans made so far."""
+    return {}
+
+
 @pytest.fixture
-def planned(workplace: Path) -> Callable[..., Plan]:
+def planned(workplace: Path, known_plans: dict[str, Plan]) -> Callable[..., Plan]:
     """Plan a network of ``train_nets`` for some classes."""
 
     def plan(source: str = "train_nets:small", *, classes: int | None = 3, **options: Any) -> Plan:
+        key = repr((source, classes, sorted(options.items())))
+        if key not in known_plans:
+            known_plans[key] = made(source, classes, options)
+        return known_plans[key]
+
+    def made(source: str, classes: int | None, options: dict[str, Any]) -> Plan:
         loaded = load_model(source)
         prepared = prepare(loaded, classes=classes)
         settings = {"budget": "24KB", "batch_size": 8, "epochs": 3, "source": prepared.source} | options

@@ -18,11 +18,11 @@ from trady.engine.run_options import RunOptions
 from trady.planner import Plan
 
 Planned = Callable[..., Plan]
-ARGUMENTS = "train_nets:small --data colours.npz --no-augment --lr 0.1"
+ARGUMENTS = "train_nets:small --data colours.npz --no-augment --no-tensorboard --lr 0.1"
 
 
 def run(arguments: str) -> Result:
-    return CliRunner().invoke(train_command, arguments.split())
+    return CliRunner().invoke(train_command, arguments.split(), terminal_width=110)
 
 
 @pytest.fixture

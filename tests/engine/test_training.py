@@ -33,7 +33,8 @@ Limit = Callable[[int], AbstractContextManager[None]]
 def options(plan: Plan, source: str = "colours.npz", **given: Any) -> RunOptions:
     about_data = {name: given.pop(name) for name in list(given) if name in DataOptions.model_fields}
     data = DataOptions(source=source, **{"augment": False} | about_data)
-    return options_for(plan, {"data": data, "learning_rate": 0.1, "model": plan.model.source, **given})
+    chosen = {"data": data, "learning_rate": 0.1, "model": plan.model.source, "tensorboard": False}
+    return options_for(plan, chosen | given)
 
 
 def tuned(folder: Path) -> dict[str, Tensor]:
@@ -335,7 +336,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_of_at_most: Limit
 ) -> None:
     plan = planned()
-    chosen = options(plan, tensorboard=False)
+    chosen = options(plan)
     train(plan, chosen, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupted_at(patch, 8)
