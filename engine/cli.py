@@ -102,6 +102,37 @@ def train_command(
         _train(resume, output, as_json, trust_pickle, options)
 
 
+@click.command("trady-verify", context_settings=_CONTEXT)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model", required=False)
+@click.option("--data", metavar="SOURCE", help="Labelled data for the batch; made up by default.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text data.")
+@click.option("--arch", metavar="FACTORY", help="Factory of a state dict; the plan's by default.")
+@click.option("--loss", metavar="MODULE:FUNCTION", help="loss(outputs, targets); the plan's by default.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The plan's by default.")
+@click.option("--trust-pickle", is_flag=True, help="Run the code a model file names: your own only.")
+@click.option("--epoch", type=click.IntRange(min=0), default=0, help="Measure the draw of this epoch.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurement as JSON.")
+def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any) -> None:
+    """Run one real step of PLAN on MODEL: planned bytes beside measured ones, line by line.
+
+    Exits with 1 if a line, the peak or the budget is exceeded. The model is not changed.
+
+    Example: trady-verify plan.json model.pt
+    """
+    with _errors_told():
+        from trady.engine.verifying import verify
+        from trady.planner.plan import Plan
+
+        measurement = verify(Plan.load(plan), model, **options)
+        if as_json:
+            click.echo(json.dumps(measurement.as_json(), indent=1))
+        else:
+            Console().print(measurement, highlight=False)
+        sys.exit(1 if measurement.exceeded else 0)
+
+
 def _train(resume: Path | None, output: Path | None, as_json: bool, trust_pickle: bool, given: dict[str, Any]) -> None:
     from trady.engine.processes import joined_processes
     from trady.engine.progress import shown_progress, silent_display
