@@ -49,6 +49,23 @@ def unpack_bits(packed: Tensor, shape: Sequence[int], stride: Sequence[int]) -> 
     return words.view(torch.uint8).ne_(0).view(torch.bool).as_strided(tuple(shape), tuple(stride))
 
 
+def masked_gradient(grad: Tensor, passes: Tensor, slope: float = 0.0, scale: float = 1.0) -> Tensor:
+    """``scale * grad`` where the mask is true, ``slope * grad`` elsewhere.
+
+    The mask becomes the result's memory: ``torch.where`` and products with a boolean are five times slower on the CPU.
+
+    Args:
+        grad: Any shape.
+        passes: Boolean, of the same shape.
+        slope: Factor where the mask is false.
+        scale: Factor where it is true.
+    """
+    factor = passes.view(torch.uint8).to(grad.dtype)
+    if slope or scale != 1.0:
+        factor.mul_(scale - slope).add_(slope)
+    return factor.mul_(grad)
+
+
 @dataclass(frozen=True)
 class Pooling:
     """Windows of a max pooling, one entry per dimension.
