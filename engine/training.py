@@ -34,10 +34,11 @@ from trady.engine.reproducing import (
     seed_generators,
     set_generator_states,
 )
+from trady.engine.run_folder import check_processes, open_folder
 from trady.engine.run_options import RunOptions
 from trady.engine.running import Engine
 from trady.engine.stepping import LossNotFiniteError, Stepper
-from trady.engine.training_data import TrainingData, open_training_data
+from trady.engine.training_data import TrainingData, fit_head_to, open_training_data
 from trady.planner.errors import DataError, EngineError
 from trady.planner.plan import Plan
 from trady.planner.training_step import Batch
