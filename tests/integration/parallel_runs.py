@@ -6,6 +6,7 @@ Each process trains on every ``SIZE``-th sample of the global batches and writes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trady.engine import Engine
 from trady.planner import Plan, make_plan
 from trady.planner.errors import EngineError
+from trady.planner.training_step import Batch
 
 EPOCHS: Final = 3
 STEPS: Final = 2
@@ -40,6 +42,7 @@ def network(seed: int = 0) -> nn.Module:
     )
 
 
+@cache
 def plan_for(strategy: str, **options: Any) -> Plan:
     return make_plan(
         network(), torch.randn(2, 3, 8, 8), budget="6KB", batch_size=8, epochs=EPOCHS, strategy=strategy, **options
@@ -52,6 +55,12 @@ def batches(epoch: int, rank: int, size: int) -> Iterator[tuple[Tensor, Tensor]]
         generator = torch.Generator().manual_seed(100 * epoch + step)
         x, y = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(5, (8,), generator=generator)
         yield x[rank::size], y[rank::size]
+
+
+def dense_batches(epoch: int, rank: int, size: int) -> list[Batch]:
+    """What this process measures norms on: of two processes each has its shares, one alone has them all."""
+    shares = [(rank, size)] if size > 1 else [(0, 2), (1, 2)]
+    return [Batch(x, y) for share in shares for x, y in batches(epoch, *share)]
 
 
 class Inside(nn.Module):
@@ -100,7 +109,7 @@ def run(
     parallel = DistributedDataParallel(module) if size > 1 else module
     record: Record = {"channels": [], "norms": [], "weights": []}
     for epoch in range(EPOCHS):
-        dense = [batch for batch in batches(epoch, rank, size)] if strategy == "d-det-rgn" else None
+        dense = dense_batches(epoch, rank, size) if strategy == "d-det-rgn" else None
         engine.resample(epoch, batches=dense, loss=F.cross_entropy if dense else None)
         record["channels"].append({name: found.tolist() for name, found in engine.channels.channels.items()})
         if again and size > 1:
