@@ -270,6 +270,10 @@ class Engine(nn.Module):
         self._take(ChannelDraw(int(state["epoch"]), channels))
         self._follower.load_state_dict(state["follower"])
 
+    def is_always_trained(self, name: str) -> bool:
+        """Whether a parameter of the model trains whatever is drawn."""
+        return name in self._always_trained
+
     @property
     def slices(self) -> DrawnSlices:
         """The slices that train."""
