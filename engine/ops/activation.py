@@ -29,10 +29,8 @@ class _Masked(torch.autograd.Function):
         if in_place:
             ctx.mark_dirty(inputs)
         passes = outputs.gt(lower)
-        if upper is not None:
-            passes.logical_and_(outputs.lt(upper))
         ctx.layout, ctx.slope = (passes.shape, passes.stride()), slope
-        ctx.save_for_backward(pack_bits(passes))
+        ctx.save_for_backward(pack_bits(passes, None if upper is None else outputs.lt(upper)))
         return outputs
 
     @staticmethod
