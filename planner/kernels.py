@@ -300,6 +300,11 @@ def conv_slice_gradient(
     return _weight_gradient(needed, stored, shape, how, number).reshape(tuple(slice_shape))
 
 
+def conv_weight_gradient(grad: Tensor, inputs: Tensor, weight_shape: tuple[int, ...], how: Convolution) -> Tensor:
+    """Gradient of a convolution's whole weight, of ``weight_shape``."""
+    return _weight_gradient(grad, inputs, weight_shape, how, how.groups)
+
+
 def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: Convolution, groups: int) -> Tensor:
     stand_in = grad.new_empty(1).expand(shape)
     stride = how.stride
