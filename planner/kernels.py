@@ -293,4 +293,4 @@ def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: 
 
 def bias_gradient(grad: Tensor, channel_dim: int) -> Tensor:
     """Sum over all but the output channels."""
-    return grad.sum([dim for dim in range(grad.dim()) if dim != channel_dim])
+    return grad.sum([dim for dim in range(grad.dim()) if dim != channel_dim]) if grad.dim() > 1 else grad

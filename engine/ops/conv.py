@@ -5,6 +5,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import (
     Bindings,
@@ -25,9 +26,10 @@ class _FrozenConvolution(torch.autograd.Function):
         """Run it; a cast of the weight is made again in backward, not kept."""
         ctx.how, ctx.input_size = how, inputs.shape[2:]
         ctx.save_for_backward(weight)
-        return how(inputs, weight, bias)
+        return _run(how, inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input and bias."""
         (weight,) = ctx.saved_tensors
@@ -59,9 +61,10 @@ class _DrawnConvolution(torch.autograd.Function):
         ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
         ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
         ctx.save_for_backward(weight, stored, index)
-        return how(inputs, weight, bias)
+        return _run(how, inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, slice and bias."""
         weight, stored, index = ctx.saved_tensors
@@ -80,6 +83,11 @@ class _DrawnConvolution(torch.autograd.Function):
         return to_input, to_slice, to_bias, None, None, None, None, None
 
 
+def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.convolution`` with the casts of autocast, which passes it by on the CPU."""
+    return how(cast_for_autocast(inputs), cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias))
+
+
 def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
     """A convolution of whatever kind, redirected by what its weight is."""
     drawn = bindings.drawn(weight)
@@ -91,9 +99,9 @@ def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor |
         )
         return result
     if bindings.is_always_trained(weight):
-        return how(bindings.keep_for_always_trained(inputs), weight, bias)
+        return _run(how, bindings.keep_for_always_trained(inputs), weight, bias)
     if not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
-        return how(inputs, weight, bias)
+        return _run(how, inputs, weight, bias)
     result = _FrozenConvolution.apply(cast_for_autocast(inputs), weight, bias, how)
     return result
 
