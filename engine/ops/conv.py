@@ -5,6 +5,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import (
     Bindings,
@@ -32,9 +33,10 @@ class _PlainConvolution(torch.autograd.Function):
         """Run it; a cast of the weight is made again in backward, not kept."""
         ctx.how, ctx.input_size = how, inputs.shape[2:]
         ctx.save_for_backward(weight, *([inputs] if ctx.needs_input_grad[1] else []))
-        return how(inputs, *_cast_alike(inputs, weight, bias))
+        return _run(how, inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, weight and bias."""
         weight, grad = ctx.saved_tensors[0], grads[0]
@@ -67,9 +69,10 @@ class _DrawnConvolution(torch.autograd.Function):
         ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
         ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
         ctx.save_for_backward(weight, stored, index)
-        return how(inputs, *_cast_alike(inputs, weight, bias))
+        return _run(how, inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, slice and bias."""
         weight, stored, index = ctx.saved_tensors
@@ -88,6 +91,11 @@ class _DrawnConvolution(torch.autograd.Function):
         return to_input, to_slice, to_bias, None, None, None, None, None
 
 
+def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.convolution`` with the casts of autocast, which passes it by on the CPU."""
+    return how(cast_for_autocast(inputs), cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias))
+
+
 def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
     """A convolution of whatever kind, redirected by what its weight is."""
     drawn = bindings.drawn(weight)
@@ -103,16 +111,9 @@ def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor |
         if autocast_type(inputs) is None:
             return how(inputs, weight, bias)
     elif not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
-        return how(inputs, *_cast_alike(inputs, weight, bias))
+        return _run(how, inputs, weight, bias)
     result = _PlainConvolution.apply(inputs, weight, bias, how)
     return result
-
-
-def _cast_alike(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias as autocast would cast them beside an input that it has cast."""
-    if autocast_type(inputs) is None:
-        return weight, bias
-    return weight.to(inputs.dtype), None if bias is None else bias.to(inputs.dtype)
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Bindings, Handler, autocast_type, cast_for_autocast, is_differentiable
 from trady.planner.kernels import bias_gradient
@@ -26,6 +27,7 @@ class _CastProduct(torch.autograd.Function):
         return product(inputs, right, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, parameter and bias."""
         right, grad = ctx.saved_tensors[0], grads[0]
@@ -62,6 +64,7 @@ class _DrawnProduct(torch.autograd.Function):
         return product(inputs, right, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, slice ``[C', n]`` (``[n, C']`` where channels come first) and bias."""
         right, stored, index = ctx.saved_tensors
@@ -121,8 +124,6 @@ def _linear(bindings: Bindings, func: Any, input: Tensor, weight: Tensor, bias: 
 def _matmul(bindings: Bindings, func: Any, input: Tensor, other: Tensor, **kwargs: Any) -> Tensor:
     if kwargs or not isinstance(other, Tensor) or other.dim() != 2 or not isinstance(input, Tensor):
         return func(input, other, **kwargs)  # type: ignore[no-any-return]
-    if input.dim() < 2:
-        return func(input, other)  # type: ignore[no-any-return]
     return _multiply(bindings, input, other, other, None, _by_matmul)
 
 
@@ -140,8 +141,9 @@ def _addmm(
     beta: float = 1,
     alpha: float = 1,
 ) -> Tensor:
-    if beta != 1 or alpha != 1:
-        return func(input, mat1, mat2, beta=beta, alpha=alpha)  # type: ignore[no-any-return]
+    if beta != 1 or alpha != 1 or input.dim() != 1:
+        added = _multiply(bindings, mat1, mat2, mat2, None, _by_matmul).mul(alpha)
+        return added if beta == 0 else added.add(input, alpha=beta)
 
     def product(inputs: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is not None
