@@ -96,7 +96,7 @@ class Engine(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copied state."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._reentry, self._average, self._notes = Reentry(self), GradientAverage(), None
 
     @property
