@@ -60,12 +60,20 @@ def test_two_processes_train_as_one(name: str, two: list[dict[str, Any]]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", runs.REFUSED)
+@pytest.mark.parametrize("name", ["engine", "inside"])
 def test_a_wrapper_older_than_the_slices_is_refused(name: str, two: list[dict[str, Any]]) -> None:
     for records in two:
         assert re.search(
             r"made before the draw of epoch \d, .* of \d parameters would not be .* Wrap again after each draw",
             records[f"refused {name}"]["error"],
+        )
+
+
+@pytest.mark.slow
+def test_a_sharded_weight_is_not_drawn_from(two: list[dict[str, Any]]) -> None:
+    for records in two:
+        assert re.search(
+            r"Weight '\d.weight' is drawn from and sharded.* ignored_params", records["refused sharded whole"]["error"]
         )
 
 
