@@ -12,7 +12,6 @@ github.com/WooSunghyeon/paca).
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -21,8 +20,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, Final
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import click
 import torch

@@ -197,10 +197,10 @@ def _contender(model: nn.Module, note: str = "") -> Contender:
 
 
 def _share_tensors(model: nn.Module, original: nn.Module) -> None:
-    """Let the original use the tensors of its copy: its own are free, as if the user had dropped it."""
+    """Let a copy use the tensors of its original: its own are free, as if the user had dropped the original."""
     own = {**dict(original.named_parameters()), **dict(original.named_buffers())}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        own[name].data = tensor.data
+        tensor.data = own[name].data
 
 
 def _compiled(contender: Contender, share: float) -> Contender:

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import json
 import math
-import os
 import re
 import statistics
 import time
@@ -18,15 +17,14 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
 import click
 import torch
-from engine_meter import AllocatorTrace, kept_bytes, seconds_of
+from engine_meter import kept_bytes, seconds_of
 from engine_models import Subject, built, subject_named
 from engine_rivals import BUDGETS, PEAK, CannotRunError, Contender, Task, dense, rows
 from torch import Tensor, nn
 
+from trady.planner.allocations import AllocationMeter, peak_of
 from trady.planner.capture import set_training_mode
 from trady.planner.errors import TradyError
 from trady.planner.options import MemoryFormat, NormMode
@@ -118,7 +116,7 @@ def measure(task: Task, row_name: str, batch: Batch, device: str, repeats: int) 
     """All figures of a row."""
     judge = _Judge(dense(_copied(task)), batch, device)
     expected = judge.first_step()
-    tracing = contextlib.nullcontext() if "compile" in row_name else AllocatorTrace(device)
+    tracing = contextlib.nullcontext() if "compile" in row_name else AllocationMeter(device)
     started = time.perf_counter()
     with tracing as resident:
         contender = rows(task.subject)[row_name](task)
@@ -127,7 +125,7 @@ def measure(task: Task, row_name: str, batch: Batch, device: str, repeats: int) 
     found = {"first_step_seconds": round(time.perf_counter() - started, 2), "loss": loss, "dense_loss": expected}
     found |= {"trained_bytes": _trained_bytes(contender, task), "without_gradient": subject.without_gradient}
     _check_gradients(task.subject, subject)
-    found |= subject.bytes_of(0 if resident is None else resident.net_bytes, task)
+    found |= subject.bytes_of(0 if resident is None else resident.left_bytes, task)
     found |= times(subject, judge, repeats)
     if contender.resample is not None:
         found |= resample_seconds(contender, found["seconds"])
@@ -174,10 +172,10 @@ class _Judge:
 
     def bytes_of(self, resident: int, task: Task) -> dict[str, Any]:
         """Peak of a step and what is held when the loss exists, both with what the row keeps between steps."""
-        with AllocatorTrace(self.device) as alive:
+        with AllocationMeter(self.device) as alive:
             loss = self.forward()
         del loss
-        with AllocatorTrace(self.device) as whole:
+        with AllocationMeter(self.device) as whole:
             self.step()
         kept = None
         if not self.contender.compiled:
@@ -187,8 +185,8 @@ class _Judge:
         return {
             "resident_bytes": resident,
             "peak_bytes": resident + whole.peak_bytes,
-            "held_bytes": resident + alive.net_bytes,
-            "left_bytes": whole.net_bytes,
+            "held_bytes": resident + alive.left_bytes,
+            "left_bytes": whole.left_bytes,
             "kept_bytes": kept,
         }
 
@@ -259,9 +257,7 @@ def inference_peak(model: nn.Module, batch: Batch, device: str) -> int:
     model.eval()
     with torch.no_grad():
         call_model(model, batch.inputs)
-        with AllocatorTrace(device) as trace:
-            call_model(model, batch.inputs)
-    return trace.peak_bytes
+        return peak_of(lambda: call_model(model, batch.inputs), device)
 
 
 def make_plans(
