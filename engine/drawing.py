@@ -103,6 +103,11 @@ class DrawnSlices:
             for tensor in ([group.nested] if group.nested is not None else group.members.values())
         )
 
+    def gather(self, weight_name: str, whole: Tensor) -> Tensor:
+        """What a drawn layer's slice is of a tensor of its weight's shape, a dense gradient for instance."""
+        found = next(found for found in self._slices.values() if found.costs.weight_name == weight_name)
+        return found.geometry.gather(whole, found.channels)
+
     def apply(self, model: nn.Module, drawn: ChannelDraw) -> list[SliceMove]:
         """Train these channels from now on.
 

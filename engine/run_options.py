@@ -137,7 +137,7 @@ def options_for(plan: Plan, given: dict[str, Any]) -> RunOptions:
     optimizer = OptimizerKind(known.setdefault("optimizer", settings.optimizer))
     epochs = known.setdefault("epochs", settings.epochs)
     known |= {"optimizer": optimizer}
-    defaults = {
+    defaults: dict[str, Any] = {
         "model": plan.model.source,
         "batch_size": settings.batch_size,
         "learning_rate": LEARNING_RATES[optimizer],

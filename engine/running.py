@@ -10,13 +10,14 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import nn
 
+from trady.engine.averaging import GradientAverage, mean_over_processes
 from trady.engine.batches import BatchGuard
 from trady.engine.binding import LeanMode, StorageNotes
 from trady.engine.drawing import DrawnSlices, DrawReport
 from trady.engine.matching import always_trained_names, norms_with_statistics, prepare_model
 from trady.engine.meter import Measurement, measure_step
 from trady.engine.observing import ObservedNorms, dense_norms
-from trady.engine.reentry import Reentry, mark_active
+from trady.engine.reentry import DATA_PARALLEL, Reentry, mark_active
 from trady.engine.state import OptimizerFollower, SliceMove
 from trady.planner.errors import EngineError
 from trady.planner.ledger import Ledger
@@ -65,6 +66,7 @@ class Engine(nn.Module):
         self._follower = OptimizerFollower(carry=carry)
         self._observed = ObservedNorms(plan)
         self._reentry = Reentry(self)
+        self._average = GradientAverage()
         self._notes: StorageNotes | None = None
         self._told: set[str] = set()
         self._guard = BatchGuard(strict)
@@ -90,12 +92,13 @@ class Engine(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle is attached to nothing and follows no optimizer."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_reentry", "_notes")}
+        left_out = ("_reentry", "_average", "_notes")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copied state."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._reentry, self._notes = Reentry(self), None
+        self._reentry, self._average, self._notes = Reentry(self), GradientAverage(), None
 
     @property
     def epoch(self) -> int:
@@ -128,6 +131,7 @@ class Engine(nn.Module):
                 yield
             return
         self._guard.check(self, inputs)
+        self._average.before_forward(self)
         self._slices.synchronise(self.model)
         redirections = self._slices.redirections(self.model, self._notes)
         undo = mark_active(self._reentry)
@@ -173,6 +177,14 @@ class Engine(nn.Module):
         self._freeze()
         self._slices.synchronise(self.model)
         return loaded
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Inside another module: our keys are the plain model's, which lies one level down."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise EngineError(DATA_PARALLEL)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Engine":
         """Slices follow the model to other devices and types."""
@@ -258,6 +270,10 @@ class Engine(nn.Module):
         self._take(ChannelDraw(int(state["epoch"]), channels))
         self._follower.load_state_dict(state["follower"])
 
+    def is_always_trained(self, name: str) -> bool:
+        """Whether a parameter of the model trains whatever is drawn."""
+        return name in self._always_trained
+
     @property
     def slices(self) -> DrawnSlices:
         """The slices that train."""
@@ -334,7 +350,8 @@ class Engine(nn.Module):
             )
         with self.thawed() as model:
             found = dense_norms(model, self.plan, batches, loss)
-        return found.norms, [str(found)]
+        norms = mean_over_processes(found.norms, next(self.parameters()).device)
+        return norms, [str(found)]
 
     @staticmethod
     def _channel_pairs(drawn: ChannelDraw) -> set[tuple[str, int]]:
