@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from typing import Protocol
+
 from trady.planner.ledger import INDEX_BYTES, CostTable
 from trady.planner.options import Scope
 
