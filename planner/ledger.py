@@ -372,12 +372,18 @@ class CostTable(Record):
                 raise ValueError(f"{what} {max(indices)} is outside the table of {number}")
         return self
 
-    def ledger(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> Ledger:
+    def ledger(
+        self,
+        counts: Sequence[int],
+        stored: Mapping[int, int] | None = None,
+        indexed: Mapping[int, int] | None = None,
+    ) -> Ledger:
         """The ledger when ``counts[i]`` channels of layer ``i`` are drawn.
 
         Args:
             counts: Channels per layer.
             stored: Channels stored per input group; by default the draws are nested, so the most any member draws.
+            indexed: Indices kept per input group; by default one for each stored channel.
         """
         active = self.active_bits(counts)
         trained = [(layer, count) for layer, count in zip(self.layers, counts, strict=True) if count]
@@ -389,7 +395,7 @@ class CostTable(Record):
             optimizer_state=sum(
                 count * layer.optimizer_bytes + layer.optimizer_tensor_bytes for layer, count in trained
             ),
-            draw_index=sum(count * INDEX_BYTES for count in drawn.values()),
+            draw_index=sum((drawn if indexed is None else indexed).values()) * INDEX_BYTES,
             active_weights=sum(count * layer.active_weight_bytes for layer, count in trained),
             always_trained=self.always_trained_bytes
             + kept.get("always_trained", 0)

@@ -68,6 +68,7 @@ class ModelRecord(Record):
         loss: The loss by name.
         num_parameters: Elements of all parameters.
         fingerprint: SHA-256 of the names, shapes and types of parameters and buffers, the head replaced.
+        tensors: Parameters and buffers by name, each as ``float32[8, 3]``: to name what differs in another model.
     """
 
     source: str
@@ -78,6 +79,7 @@ class ModelRecord(Record):
     loss: str
     num_parameters: Count
     fingerprint: str
+    tensors: dict[str, str]
 
 
 class Settings(Record):

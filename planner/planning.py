@@ -265,8 +265,17 @@ def _with_first_draw(plan: Plan, request: Request) -> Plan:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes and types of a model's parameters and buffers."""
-    lines = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(model.state_dict().items())]
+    lines = [f"{name} {line}" for name, line in tensor_lines(model).items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def tensor_lines(model: nn.Module) -> dict[str, str]:
+    """Parameters and buffers by name, each as ``float32[8, 3]``."""
+    return {
+        name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        for name, tensor in sorted(model.state_dict().items())
+        if isinstance(tensor, Tensor)
+    }
 
 
 def priorities_without_data(
@@ -324,6 +333,7 @@ def _model_record(model: nn.Module, inputs: Inputs, traced: Trace, source: Model
         loss=traced.loss_name,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         fingerprint=fingerprint(model),
+        tensors=tensor_lines(model),
     )
 
 

@@ -48,8 +48,10 @@ class Purse:
             price = self._channel_prices[index]
             if key not in self._stored[group]:
                 price += self._stored_prices[group]
+            elif channel is not None:
+                price += INDEX_BYTES  # draws that are not nested: each member has an index of its own
         else:
-            price = self._opening_price(index, key)
+            price = self._opening_price(index, key, own_index=channel is not None)
         if self.spent + price > self._budget:
             return False
         if not self.counts[index]:
@@ -68,7 +70,7 @@ class Purse:
         """The least any channel of these layers can cost, in bytes: below that the purse is as good as empty."""
         return min((self._channel_prices[index] for index in eligible), default=0)
 
-    def _opening_price(self, index: int, key: int) -> int:
+    def _opening_price(self, index: int, key: int, own_index: bool) -> int:
         """A layer's first channel also pays what its training makes the step keep, and may free stored inputs."""
         if index not in self._openings:
             self._openings[index] = self._opening(index)
@@ -78,7 +80,9 @@ class Purse:
             changes = zip(self._stored, stored_prices, self._stored_prices, strict=True)
             price += sum(len(stored) * (after - before) for stored, after, before in changes)
         group = self._groups[index]
-        return price + (0 if key in self._stored[group] else stored_prices[group])
+        if key in self._stored[group]:
+            return price + (INDEX_BYTES if own_index else 0)
+        return price + stored_prices[group]
 
     def _opening(self, index: int) -> tuple[int, list[int]]:
         """Bytes that opening a layer adds once, and what each group's channels cost to store from then on."""

@@ -245,7 +245,7 @@ class Recorder:
             candidates = [index for index in by_sequence[sequence] if self._touches(index, storage)]
             in_place = self._drafts[following].operation.target.endswith("_")
             cloned = in_place and candidates == [following - 1] and self._is_clone(following - 1)
-            saved[candidates[-1] if candidates and not cloned else following][storage] = None
+            saved[candidates[0] if candidates and not cloned else following][storage] = None
         return {index: tuple(storages) for index, storages in saved.items()}
 
     def _is_clone(self, index: int) -> bool:

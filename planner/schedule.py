@@ -43,13 +43,32 @@ class ChannelDraw:
         """Channels per layer of the table."""
         return tuple(len(self.channels.get(layer.name, ())) for layer in table.layers)
 
-    def ledger(self, table: CostTable) -> Ledger:
-        """The ledger of a step with these channels: an input group stores the union of its members' draws."""
-        stored: dict[int, set[int]] = {}
+    def by_group(self, table: CostTable) -> dict[int, dict[str, Channels]]:
+        """Drawn channels by input group and layer."""
+        groups: dict[int, dict[str, Channels]] = {}
         for layer in table.layers:
             if layer.name in self.channels:
-                stored.setdefault(layer.group, set()).update(self.channels[layer.name].tolist())
-        return table.ledger(self.counts(table), {group: len(found) for group, found in stored.items()})
+                groups.setdefault(layer.group, {})[layer.name] = self.channels[layer.name]
+        return groups
+
+    @staticmethod
+    def is_nested(members: Mapping[str, Channels]) -> bool:
+        """Whether every member of an input group draws the first channels of the longest draw."""
+        longest = max(members.values(), key=len)
+        return all(np.array_equal(channels, longest[: len(channels)]) for channels in members.values())
+
+    def ledger(self, table: CostTable) -> Ledger:
+        """The ledger of a step with these channels.
+
+        An input group stores the union of its members' draws and, where these are nested, one index; else each
+        member has an index of its own.
+        """
+        stored, indexed = {}, {}
+        for group, members in self.by_group(table).items():
+            stored[group] = len(np.unique(np.concatenate(list(members.values()))))
+            nested = self.is_nested(members)
+            indexed[group] = stored[group] if nested else sum(len(channels) for channels in members.values())
+        return table.ledger(self.counts(table), stored, indexed)
 
 
 def draw(

@@ -173,6 +173,7 @@ def plan_of(
             loss="cross_entropy",
             num_parameters=1,
             fingerprint="0" * 64,
+            tensors={},
         ),
         settings=Settings(
             budget_bytes=budget_bytes,

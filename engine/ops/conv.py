@@ -1,0 +1,205 @@
+"""Convolutions that keep the drawn input channels only, and frozen ones that keep nothing but their weight."""
+
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trady.engine.ops.redirecting import (
+    Bindings,
+    Handler,
+    cast_for_autocast,
+    is_differentiable,
+)
+from trady.planner.kernels import Convolution, bias_gradient, conv_input_gradient, conv_slice_gradient
+
+_aten: Final = torch.ops.aten
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """A convolution whose weight does not train: its input is not needed."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
+        """Run it; a cast of the weight is made again in backward, not kept."""
+        ctx.how, ctx.input_size = how, inputs.shape[2:]
+        ctx.save_for_backward(weight)
+        return how(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Gradients of input and bias."""
+        (weight,) = ctx.saved_tensors
+        grad = grads[0]
+        to_input = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
+        if ctx.needs_input_grad[2]:
+            to_bias = bias_gradient(grad, 1).to(weight.dtype)
+        return to_input, None, to_bias, None
+
+
+class _DrawnConvolution(torch.autograd.Function):
+    """A convolution that trains the drawn input channels of its weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        compact: Tensor,
+        bias: Tensor | None,
+        weight: Tensor,
+        how: Convolution,
+        stored: Tensor,
+        index: Tensor,
+        pick: Any,
+    ) -> Tensor:
+        """Run it with the whole weight; keep the stored channels."""
+        ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
+        ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
+        ctx.save_for_backward(weight, stored, index)
+        return how(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Gradients of input, slice and bias."""
+        weight, stored, index = ctx.saved_tensors
+        grad = grads[0]
+        to_input = to_slice = to_bias = None
+        if ctx.needs_input_grad[1]:
+            channels = ctx.pick.channels(index)
+            drawn = ctx.pick.from_stored(stored, index, 1)
+            to_slice = conv_slice_gradient(grad, drawn, channels, ctx.slice_shape, ctx.in_channels, ctx.how)
+            to_slice = to_slice.to(ctx.slice_dtype)
+            del drawn
+        if ctx.needs_input_grad[2]:
+            to_bias = bias_gradient(grad, 1).to(ctx.slice_dtype)
+        if ctx.needs_input_grad[0]:
+            to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
+        return to_input, to_slice, to_bias, None, None, None, None, None
+
+
+def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
+    """A convolution of whatever kind, redirected by what its weight is."""
+    drawn = bindings.drawn(weight)
+    if drawn is not None:
+        inputs = cast_for_autocast(inputs)
+        kept = bindings.keep(drawn, inputs, 1)
+        result: Tensor = _DrawnConvolution.apply(
+            inputs, drawn.compact, bias, weight, how, kept.tensor, kept.index, kept.pick
+        )
+        return result
+    if bindings.is_always_trained(weight):
+        return how(bindings.keep_for_always_trained(inputs), weight, bias)
+    if not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
+        return how(inputs, weight, bias)
+    result = _FrozenConvolution.apply(cast_for_autocast(inputs), weight, bias, how)
+    return result
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)
+
+
+def _padded(inputs: Tensor, weight: Tensor, padding: Any, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """Padding by number; ``same`` that is uneven is padded beforehand, as PyTorch does."""
+    if not isinstance(padding, str):
+        return inputs, _each(padding, len(dilation))
+    if padding == "valid":
+        return inputs, (0,) * len(dilation)
+    totals = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
+    extra = [total % 2 for total in totals]
+    if any(extra):
+        inputs = F.pad(inputs, [amount for total in reversed(extra) for amount in (0, total)])
+    return inputs, tuple(total // 2 for total in totals)
+
+
+def _conv(dims: int) -> Handler:
+    def handle(
+        bindings: Bindings,
+        func: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        steps, spread = _each(stride, dims), _each(dilation, dims)
+        unbatched = input.dim() == dims + 1
+        inputs, pads = _padded(input.unsqueeze(0) if unbatched else input, weight, padding, spread)
+        how = Convolution(steps, pads, spread, False, (0,) * dims, groups)
+        outputs = _convolve(bindings, inputs, weight, bias, how)
+        return outputs.squeeze(0) if unbatched else outputs
+
+    return handle
+
+
+def _conv_transpose(dims: int) -> Handler:
+    def handle(
+        bindings: Bindings,
+        func: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Tensor:
+        how = Convolution(
+            _each(stride, dims),
+            _each(padding, dims),
+            _each(dilation, dims),
+            True,
+            _each(output_padding, dims),
+            groups,
+        )
+        unbatched = input.dim() == dims + 1
+        outputs = _convolve(bindings, input.unsqueeze(0) if unbatched else input, weight, bias, how)
+        return outputs.squeeze(0) if unbatched else outputs
+
+    return handle
+
+
+def _convolution(
+    bindings: Bindings,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Tensor:
+    how = Convolution(tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
+    return _convolve(bindings, input, weight, bias, how)
+
+
+HANDLERS: Final[dict[Any, Handler]] = {
+    torch.conv1d: _conv(1),
+    torch.conv2d: _conv(2),
+    torch.conv3d: _conv(3),
+    torch.conv_transpose1d: _conv_transpose(1),
+    torch.conv_transpose2d: _conv_transpose(2),
+    torch.conv_transpose3d: _conv_transpose(3),
+    torch.convolution: _convolution,
+    _aten.conv1d.default: _conv(1),
+    _aten.conv2d.default: _conv(2),
+    _aten.conv3d.default: _conv(3),
+    _aten.conv1d.padding: _conv(1),
+    _aten.conv2d.padding: _conv(2),
+    _aten.conv3d.padding: _conv(3),
+    _aten.conv_transpose1d.default: _conv_transpose(1),
+    _aten.conv_transpose2d.input: _conv_transpose(2),
+    _aten.conv_transpose3d.input: _conv_transpose(3),
+    _aten.convolution.default: _convolution,
+}

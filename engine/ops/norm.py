@@ -1,0 +1,79 @@
+"""Batch norm with frozen statistics and affine: an elementwise scale that keeps nothing."""
+
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trady.engine.ops.redirecting import Handler, is_differentiable
+
+
+class _FrozenBatchNorm(torch.autograd.Function):
+    """``dx = dy * weight / sqrt(var + eps)``: neither input nor output is read."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """PyTorch's own batch norm in evaluation mode."""
+        ctx.eps, ctx.has_weight = eps, weight is not None
+        ctx.save_for_backward(*([variance] if weight is None else [variance, weight]))
+        return F.batch_norm(inputs, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Scale by channel."""
+        scale = (ctx.saved_tensors[0] + ctx.eps).rsqrt()
+        if ctx.has_weight:
+            scale = scale * ctx.saved_tensors[1]
+        shape = [1, -1] + [1] * (grads[0].dim() - 2)
+        return grads[0] * scale.to(grads[0].dtype).view(shape), None, None, None, None, None
+
+
+def _batch_norm(
+    _: Any,
+    func: Any,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    trained = any(affine is not None and affine.requires_grad for affine in (weight, bias))
+    if training or trained or running_mean is None or running_var is None or not is_differentiable(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    result: Tensor = _FrozenBatchNorm.apply(input, running_mean, running_var, weight, bias, eps)
+    return result
+
+
+def _aten_batch_norm(
+    _: Any,
+    func: Any,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    return _batch_norm(_, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+HANDLERS: Final[dict[Any, Handler]] = {
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _aten_batch_norm,
+    torch.ops.aten.batch_norm.default: _aten_batch_norm,
+}

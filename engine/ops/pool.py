@@ -1,0 +1,228 @@
+"""Pooling: the maximum's position inside its window in one byte, averages keep nothing but shapes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trady.engine.ops.redirecting import Handler, is_differentiable
+from trady.planner.kernels import Pooling, max_pool_input_gradient, window_positions
+
+_aten: Final = torch.ops.aten
+_MAX_POOLS: Final = {2: _aten.max_pool2d_with_indices.default, 3: _aten.max_pool3d_with_indices.default}
+_AVERAGE_GRADIENTS: Final = {2: _aten.avg_pool2d_backward.default, 3: _aten.avg_pool3d_backward.default}
+_ADAPTIVE: Final = {2: _aten._adaptive_avg_pool2d.default, 3: _aten._adaptive_avg_pool3d.default}
+_ADAPTIVE_GRADIENTS: Final = {
+    2: _aten._adaptive_avg_pool2d_backward.default,
+    3: _aten._adaptive_avg_pool3d_backward.default,
+}
+
+
+class _MaxPool(torch.autograd.Function):
+    """Max pooling that keeps positions inside windows instead of int64 indices and the input."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+        """PyTorch's own pooling, its indices made small."""
+        outputs, indices = _MAX_POOLS[len(pooling.kernel)](
+            inputs,
+            list(pooling.kernel),
+            list(pooling.stride),
+            list(pooling.padding),
+            list(pooling.dilation),
+            pooling.ceil_mode,
+        )
+        ctx.pooling = pooling
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(window_positions(indices, pooling))
+        return outputs, indices
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Each gradient goes to its window's maximum."""
+        if grads[0] is None:
+            return None, None
+        (positions,) = ctx.saved_tensors
+        return max_pool_input_gradient(grads[0], positions, ctx.pooling), None
+
+
+class _AveragePool(torch.autograd.Function):
+    """Average pooling: backward needs the input's shape, not the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, run: Callable[[Tensor], Tensor], gradient: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Run the plain pooling."""
+        ctx.shape, ctx.gradient = inputs.shape, gradient
+        ctx.is_channels_last = inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+        return run(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """PyTorch's own gradient, on a stand-in of the input's shape."""
+        found = ctx.gradient(grads[0], grads[0].new_empty(1).expand(ctx.shape))
+        return found.contiguous(memory_format=torch.channels_last) if ctx.is_channels_last else found, None, None
+
+
+def _each(value: int | Sequence[int] | None, dims: int, otherwise: Sequence[int] = ()) -> tuple[int, ...]:
+    if value is None or (isinstance(value, Sequence) and not value):
+        return tuple(otherwise)
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)
+
+
+def _max_pool_with_indices(dims: int) -> Handler:
+    """Max pooling over the last ``dims`` dimensions; one dimension runs as two, the first of size 1."""
+
+    def handle(
+        _: Any,
+        func: Any,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        kernel = _each(kernel_size, dims)
+        places = (
+            tuple(input.shape[-dims:]),
+            kernel,
+            _each(stride, dims, kernel),
+            _each(padding, dims),
+            _each(dilation, dims),
+        )
+        unbatched = input.dim() == dims + 1
+        inputs = input.unsqueeze(0) if unbatched else input
+        if dims == 1:
+            filler = ((1,), (1,), (1,), (0,), (1,))
+            places = tuple(first + place for first, place in zip(filler, places, strict=True))  # type: ignore[assignment]
+            inputs = inputs.unsqueeze(-2)
+        outputs, indices = _MaxPool.apply(inputs, Pooling(*places, ceil_mode))
+        if dims == 1:
+            outputs, indices = outputs.squeeze(-2), indices.squeeze(-2)
+        return (outputs.squeeze(0), indices.squeeze(0)) if unbatched else (outputs, indices)
+
+    return handle
+
+
+def _max_pool(dims: int, with_indices: bool = False) -> Handler:
+    pool = _max_pool_with_indices(dims)
+
+    def handle(bindings: Any, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not is_differentiable(input):
+            return func(input, *args, **kwargs)
+        wanted = with_indices or bool(kwargs.get("return_indices", len(args) > 5 and args[5]))
+        outputs, indices = pool(bindings, func, input, *args, **kwargs)
+        return (outputs, indices) if wanted else outputs
+
+    return handle
+
+
+def _average_pool(dims: int) -> Handler:
+    def handle(
+        _: Any,
+        func: Any,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Tensor:
+        kernel = _each(kernel_size, dims)
+        options = [list(kernel), list(_each(stride, dims, kernel)), list(_each(padding, dims)), ceil_mode]
+        tail = [count_include_pad, divisor_override]
+
+        def run(inputs: Tensor) -> Tensor:
+            return func(inputs, *options, *tail)  # type: ignore[no-any-return]
+
+        def gradient(grad: Tensor, stand_in: Tensor) -> Tensor:
+            found: Tensor = _AVERAGE_GRADIENTS[dims](grad, stand_in, *options, *tail)
+            return found
+
+        if not is_differentiable(input):
+            return run(input)
+        result: Tensor = _AveragePool.apply(input, run, gradient)
+        return result
+
+    return handle
+
+
+def _average_pool_1d(
+    bindings: Any,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    kernel = _each(kernel_size, 1)
+    shape = ((1, *kernel), (1, *_each(stride, 1, kernel)), (0, *_each(padding, 1)))
+    handle = _average_pool(2)
+    result: Tensor = handle(bindings, F.avg_pool2d, input.unsqueeze(-2), *shape, ceil_mode, count_include_pad)
+    return result.squeeze(-2)
+
+
+def _adaptive_average_pool(dims: int) -> Handler:
+    """To a size above 1; an average over all positions is a mean, of which autograd keeps nothing."""
+
+    def handle(_: Any, func: Any, input: Tensor, output_size: Any) -> Tensor:
+        asked = _each(output_size, dims) if isinstance(output_size, int) else tuple(output_size)
+        size = [input.shape[place - dims] if wanted is None else wanted for place, wanted in enumerate(asked)]
+        if not is_differentiable(input) or all(wanted == 1 for wanted in size):
+            return func(input, size)  # type: ignore[no-any-return]
+
+        def run(inputs: Tensor) -> Tensor:
+            outputs: Tensor = _ADAPTIVE[dims](inputs, size)
+            return outputs
+
+        result: Tensor = _AveragePool.apply(input, run, _ADAPTIVE_GRADIENTS[dims])
+        return result
+
+    return handle
+
+
+def _adaptive_average_pool_1d(bindings: Any, func: Any, input: Tensor, output_size: Any) -> Tensor:
+    wanted = output_size if isinstance(output_size, int) else output_size[0]
+    handle = _adaptive_average_pool(2)
+    result: Tensor = handle(bindings, F.adaptive_avg_pool2d, input.unsqueeze(-2), (1, wanted))
+    return result.squeeze(-2)
+
+
+HANDLERS: Final[dict[Any, Handler]] = {
+    F.max_pool1d: _max_pool(1),
+    torch.max_pool1d: _max_pool(1),
+    F.max_pool1d_with_indices: _max_pool(1, with_indices=True),
+    F.max_pool2d: _max_pool(2),
+    torch.max_pool2d: _max_pool(2),
+    F.max_pool2d_with_indices: _max_pool(2, with_indices=True),
+    F.max_pool3d: _max_pool(3),
+    torch.max_pool3d: _max_pool(3),
+    F.max_pool3d_with_indices: _max_pool(3, with_indices=True),
+    _aten.max_pool1d.default: _max_pool(1),
+    _aten.max_pool2d.default: _max_pool(2),
+    _aten.max_pool3d.default: _max_pool(3),
+    _aten.max_pool2d_with_indices.default: _max_pool(2, with_indices=True),
+    F.avg_pool1d: _average_pool_1d,
+    F.avg_pool2d: _average_pool(2),
+    F.avg_pool3d: _average_pool(3),
+    _aten.avg_pool1d.default: _average_pool_1d,
+    _aten.avg_pool2d.default: _average_pool(2),
+    _aten.avg_pool3d.default: _average_pool(3),
+    F.adaptive_avg_pool1d: _adaptive_average_pool_1d,
+    F.adaptive_avg_pool2d: _adaptive_average_pool(2),
+    F.adaptive_avg_pool3d: _adaptive_average_pool(3),
+    _aten.adaptive_avg_pool1d.default: _adaptive_average_pool_1d,
+    _aten.adaptive_avg_pool2d.default: _adaptive_average_pool(2),
+    _aten.adaptive_avg_pool3d.default: _adaptive_average_pool(3),
+}
