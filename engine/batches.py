@@ -13,7 +13,7 @@ from trady.planner.ledger import Ledger
 from trady.planner.plan import Plan
 from trady.planner.schedule import ChannelDraw
 from trady.planner.tracing import trace
-from trady.planner.training_step import Inputs, batch_size_of, input_tensors
+from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
 from trady.planner.units import format_bytes
 
 
@@ -75,12 +75,14 @@ def _told_of(engine: Planned, found: int, planned: int, inputs: Any) -> str:
     )
 
 
-def ledger_at(engine: Planned, inputs: Inputs) -> Ledger:
-    """The ledger of the channels drawn now for other inputs than planned, with cross-entropy or the model's own loss.
+def ledger_at(engine: Planned, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Ledger:
+    """The ledger of the channels drawn now for other inputs than planned.
 
     Args:
         engine: The engine.
         inputs: The batch; the model is traced on fake tensors of its shapes.
+        targets: Second argument of the loss.
+        loss: The loss; by default the model's own, else cross-entropy.
 
     Raises:
         TradyError: The step cannot be traced.
@@ -92,6 +94,8 @@ def ledger_at(engine: Planned, inputs: Inputs) -> Ledger:
         traced = trace(
             model,
             inputs,
+            targets=targets,
+            loss=loss,
             norm=settings.norm,
             amp=settings.amp,
             device=settings.device,

@@ -91,6 +91,10 @@ class DrawnGroup:
     kept: tuple[bool, ...]
     _met: list["_Met"] = field(default_factory=list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles know nothing of the tensors met: a weak reference belongs to one owner."""
+        return {**self.__dict__, "_met": []}
+
     def union(self) -> Tensor:
         """All drawn channels, sorted, int32."""
         drawn: Tensor = torch.cat(list(self.members.values())).unique()

@@ -14,6 +14,7 @@ from trady.engine.batches import BatchGuard
 from trady.engine.binding import LeanMode, StorageNotes
 from trady.engine.drawing import DrawnSlices, DrawReport
 from trady.engine.matching import always_trained_names, norms_with_statistics, prepare_model
+from trady.engine.meter import Measurement, measure_step
 from trady.engine.observing import ObservedNorms, dense_norms
 from trady.engine.reentry import Reentry, mark_active
 from trady.engine.state import OptimizerFollower, SliceMove
@@ -22,7 +23,7 @@ from trady.planner.ledger import Ledger
 from trady.planner.options import NormMode, Strategy
 from trady.planner.plan import Plan
 from trady.planner.schedule import ChannelDraw, draw
-from trady.planner.training_step import Batch, LossFunction
+from trady.planner.training_step import Batch, Inputs, LossFunction
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
@@ -86,6 +87,15 @@ class Engine(nn.Module):
         self._follower.release()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags[name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle is attached to nothing and follows no optimizer."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_reentry", "_notes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up a copied state."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._reentry, self._notes = Reentry(self), None
 
     @property
     def epoch(self) -> int:
@@ -225,6 +235,10 @@ class Engine(nn.Module):
         )
         _log.info("%s", report)
         return report
+
+    def measure(self, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Measurement:
+        """Planned ledger beside the measured one, for one real step that changes nothing; arguments as in a step."""
+        return measure_step(self, inputs, targets, loss)
 
     def draw_state(self) -> dict[str, Any]:
         """What the next draws depend on beside plan and model: for a checkpoint; tensors and plain containers."""

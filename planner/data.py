@@ -1,4 +1,4 @@
-"""The door to labelled data: a folder, an .npz, a .csv or .tsv, or a function that yields batches."""
+"""The door to labelled data: a folder, an .npz, a .csv or .tsv, a torchvision dataset, or a function of batches."""
 
 import contextlib
 import importlib
@@ -15,6 +15,8 @@ from trady.planner.labelled import LabelledData
 from trady.planner.picture_sets import read_archive, read_folder
 from trady.planner.pictures import PictureFormat
 from trady.planner.texts import TextFormat, read_table
+from trady.planner.torchvision_sets import PREFIX as TORCHVISION_PREFIX
+from trady.planner.torchvision_sets import read_torchvision
 from trady.planner.training_step import Batch, batch_size_of, input_tensors
 
 __all__ = ["GeneratedBatches", "LabelledData", "PictureFormat", "TextFormat", "open_data"]
@@ -29,7 +31,8 @@ _SPLIT_NAMES: Final = {
     "test": "test",
 }
 _TABLES: Final = (".csv", ".tsv")
-_ACCEPTED: Final = "a folder of class folders, an .npz, a .csv or .tsv with texts, or module:function yielding batches"
+_KINDS: Final = "a folder of class folders, an .npz, a .csv or .tsv with texts"
+_ACCEPTED: Final = f"{_KINDS}, torchvision:NAME, or module:function yielding batches"
 
 
 class GeneratedBatches:
@@ -69,19 +72,23 @@ def open_data(
     delimiter: str | None = None,
     text_column: str = "text",
     label_column: str = "label",
+    root: Path | None = None,
+    download: bool = False,
 ) -> LabelledData | GeneratedBatches:
     """Open labelled data; items are decoded later, one at a time.
 
     Args:
-        source: A folder of class folders, an ``.npz``, a ``.csv`` or ``.tsv`` of texts, or ``module:function``
-            (the working directory is on the path while it is imported).
-        picture: How pictures become inputs; needed for folders and ``.npz``.
+        source: A folder of class folders, an ``.npz``, a ``.csv`` or ``.tsv`` of texts, ``torchvision:NAME``, or
+            ``module:function`` (the working directory is on the path while it is imported).
+        picture: How pictures become inputs; needed for folders, ``.npz`` and torchvision.
         text: How texts become inputs; needed for ``.csv`` and ``.tsv``.
         split: Part of the data: ``"train"``, ``"val"`` (or ``"valid"``, ``"validation"``, ``"dev"``) or ``"test"``.
             Data that is not divided is all ``"train"``. A function has no parts.
         delimiter: Between the fields of a table; by default a tab for ``.tsv``, else a comma.
         text_column: Header of a table's texts.
         label_column: Header of a table's labels.
+        root: Folder of torchvision's datasets; by default ``$TRADY_DATA``, else ``data``.
+        download: Fetch a torchvision dataset that is missing.
 
     Returns:
         LabelledData with at least two classes, or the function's batches.
@@ -90,6 +97,12 @@ def open_data(
         DataError: The source is missing, unreadable, of an unknown kind, lacks a format, or has one class.
     """
     name = str(source)
+    if name.startswith(TORCHVISION_PREFIX):
+        dataset = read_torchvision(
+            name, _needed_picture_format(picture, name), _split_name(split), root=root, download=download
+        )
+        _check_several_classes(dataset)
+        return dataset
     if isinstance(source, str) and _FUNCTION_NAME.fullmatch(name) and not Path(name).exists():
         return GeneratedBatches(_import_function(name), name)
     part = _split_name(split)
@@ -121,14 +134,18 @@ def _open_pictures(path: Path, picture: PictureFormat | None, split: str) -> Lab
     read = read_folder if path.is_dir() else read_archive
     if path.is_file() and path.suffix.lower() != ".npz":
         raise DataError(f"Data {str(path)!r} is of a kind that is not read. Give {_ACCEPTED}.")
-    if picture is None:
-        raise DataError(
-            f"Pictures in {path} need the model's input format. Give picture=PictureFormat((3, 224, 224), mean, std)."
-        )
     try:
-        return read(path, picture, split)
+        return read(path, _needed_picture_format(picture, path), split)
     except OSError as error:
         raise DataError(f"Data {str(path)!r} cannot be read: {error}. Check its permissions.") from error
+
+
+def _needed_picture_format(picture: PictureFormat | None, source: str | Path) -> PictureFormat:
+    if picture is None:
+        raise DataError(
+            f"Pictures in {source} need the model's input format. Give picture=PictureFormat((3, 224, 224), mean, std)."
+        )
+    return picture
 
 
 def _needed_text_format(text: TextFormat | None, path: Path) -> TextFormat:

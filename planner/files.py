@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from trady.planner.errors import TradyError
 
@@ -13,21 +16,41 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         TradyError: The file cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of ``path`` when the block ends well; else the old one stays whole.
+
+    The content reaches the disk before the name does, so that not even a power cut leaves half a file.
+
+    Raises:
+        TradyError: The file cannot be written.
+    """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=leftover_prefix(path))
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(path, error) from error
+        cause = _os_error_in(error) if isinstance(error, Exception) else None
+        if cause is not None:
+            raise _unwritable(path, cause) from error
         raise
+
+
+def leftover_prefix(path: Path) -> str:
+    """How the names of unfinished files begin, which a killed process leaves beside ``path``."""
+    return f".{path.name}."
 
 
 def check_writable(path: Path) -> None:
@@ -49,6 +72,13 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def _os_error_in(error: BaseException | None) -> OSError | None:
+    """The system's word on a failed write: ``torch.save`` hides it behind an error of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unwritable(path: Path, error: OSError) -> TradyError:
