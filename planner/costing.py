@@ -82,7 +82,8 @@ class _TableBuilder:
         self._trace, self._step, self._layers = trace, trace.step, tuple(layers)
         self._per_element, self._per_tensor = OPTIMIZER_STATE[optimizer]
         self._int8, self._train_bias = int8, train_bias
-        self._memory, self._costs = memory, None
+        self._memory = memory
+        self._costs: MemoryCosts | None = None
         self._copies = OPTIMIZER_COPIES[optimizer]
         bit_of = {name: bit for bit, name in enumerate(self._step.parameters)}
         self._layer_bits = {bit_of[layer.weight_name]: index for index, layer in enumerate(self._layers)}

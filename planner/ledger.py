@@ -406,9 +406,8 @@ class CostTable(Record):
         )
         if self.gradient_storages is None:
             return Ledger.of(lines)
-        _, moving = self.peak_model.worst(counts, drawn)
         rest = sum(getattr(lines, name) for name in PEAK_LINES if name != "workspace")
-        peak = self.lasting_bytes(counts, drawn) + moving
+        peak = self.lasting_bytes(counts, drawn) + self.peak_model.moving_bytes(counts, drawn)
         return Ledger.of(lines.model_copy(update={"workspace": peak - rest}))
 
     def lasting_bytes(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> int:

@@ -85,11 +85,11 @@ class LifetimeRecorder(TorchDispatchMode):
 
     def __enter__(self) -> "LifetimeRecorder":
         self._hooks.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         self._hooks.__exit__(*exception)
 
     def __torch_dispatch__(
@@ -210,7 +210,7 @@ class _BackwardRecorder:
                 if not hasattr(node, "variable"):
                     handles.append(node.register_prehook(self._entering))
                     handles.append(node.register_hook(self._leaving(node, place, nodes, upstreams)))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         finally:
             for handle in handles:
                 handle.remove()

@@ -186,9 +186,7 @@ class MemoryCosts:
                 costs.setdefault(call.operation, []).append(entry)
         return costs
 
-    def _slice_cost(
-        self, index: int, layer: Layer, place: int, read: TensorRecord, completes: bool
-    ) -> SliceCosts:
+    def _slice_cost(self, index: int, layer: Layer, place: int, read: TensorRecord, completes: bool) -> SliceCosts:
         channel_bytes = read.numel // layer.in_channels * read.itemsize
         slice_bytes = layer.weight_elements * layer.weight_itemsize
         base, block = 0, 0
@@ -212,7 +210,7 @@ class MemoryCosts:
             written = {output.storage for output in operation.outputs}
             for operand in operation.operands:
                 parameter = self._weights.parameter_of.get(operand.tensor.storage)
-                if parameter is not None and operand.upstream and not operand.tensor.storage in written:
+                if parameter is not None and operand.upstream and operand.tensor.storage not in written:
                     last[parameter] = place
         found: dict[int, int] = {}
         for parameter, place in last.items():

@@ -8,6 +8,7 @@ each drawn channel. The peak is the largest of these sums and what always lives.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,17 @@ from numpy.typing import NDArray
 from trady.planner.ledger import SLICE_BLOCK, CostTable, SliceCosts
 
 Bytes = NDArray[np.int64]
+
+#: What lives at a moment is taken for so many percent more: scalars, kernels of other threads, masks of odd sizes.
+MARGIN_PERCENT: Final = 1
+
+
+_Amount = TypeVar("_Amount", int, Bytes)
+
+
+def with_margin(num_bytes: _Amount) -> _Amount:
+    """Bytes of a moment, the margin added, rounded up."""
+    return -(-num_bytes * (100 + MARGIN_PERCENT) // 100)
 
 
 class MomentKind(StrEnum):
@@ -154,9 +166,9 @@ class _Gradients:
     """Gradients that wait or pass at each place of the backward pass."""
 
     def __init__(self, table: CostTable) -> None:
-        self._table = table
+        self._storages = table.gradient_storages or ()
         self._born: dict[int, list[int]] = {}
-        for index, storage in enumerate(table.gradient_storages):
+        for index, storage in enumerate(self._storages):
             self._born.setdefault(storage.born, []).append(index)
         self._alive: list[int] = []
 
@@ -164,7 +176,7 @@ class _Gradients:
         """Upstream and bytes of each; ``before`` the operation's own results are made."""
         if not before:
             self._alive += self._born.pop(place, [])
-        storages = self._table.gradient_storages
+        storages = self._storages
         self._alive = [index for index in self._alive if storages[index].uses[-1][0] <= place]
         found = []
         for index in self._alive:
@@ -243,18 +255,32 @@ class PeakModel:
         comes = np.array([self._comes(moment, trained, counts) for moment in self.moments])
         return np.where(comes, values, 0)
 
+    def channel_growth(self, index: int, count: int) -> Bytes:
+        """What each moment grows by as a layer that trains goes to ``count`` channels, stored inputs left out."""
+        begins = int((count - 1) % SLICE_BLOCK == 0)
+        grown: Bytes = self.channels[:, index] + begins * self.blocks[:, index]
+        return grown
+
+    def stored_growth(self, group: int, counts: Sequence[int]) -> Bytes:
+        """What each moment grows by as one more channel of an input group is stored."""
+        active = self.table.active_bits(counts)
+        grown: Bytes = np.zeros(len(self.moments), dtype=np.int64)
+        for column, (of_group, position) in enumerate(self._stores):
+            kept_by = self.table.groups[of_group].inputs[position].kept_by
+            if of_group == group and (kept_by is None or not self.table.is_trained(kept_by, active)):
+                grown += self.stored[:, column]
+        return grown
+
     def worst(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> tuple[Moment, int]:
-        """The moment at which most lives, and the bytes beside what always lives."""
+        """The moment at which most lives, and the bytes beside what always lives, without the margin."""
         values = self.values(counts, stored)
         row = int(values.argmax())
         return self.moments[row], int(values[row])
 
     def inference_bytes(self) -> int:
         """Peak of a forward pass that keeps nothing, weights and the batch included."""
-        forward = [
-            moment.fixed + moment.workspace for moment in self.moments if moment.kind is MomentKind.FORWARD
-        ]
-        return self.table.weight_bytes + self.table.input_bytes + max(forward, default=0)
+        forward = [moment.fixed + moment.workspace for moment in self.moments if moment.kind is MomentKind.FORWARD]
+        return self.table.weight_bytes + self.table.input_bytes + with_margin(max(forward, default=0))
 
     def binding(self, budget_bytes: int) -> list[Moment]:
         """Moments that a budget can be exceeded at and that no other moment always exceeds."""
@@ -265,8 +291,8 @@ class PeakModel:
             + self.kept.sum(axis=1)
             + stored
             + (self.channels + self.blocks + self.drawn) @ np.array(everything, dtype=np.int64)
-            + self.table.lasting_bytes(everything)
         )
+        most = with_margin(most) + self.table.lasting_bytes(everything)
         rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
         return [self.moments[row] for row in _undominated(rows, self._comparable(), self._conditions())]
 
@@ -300,6 +326,10 @@ class PeakModel:
             else:
                 conditions.append(self.table.upstreams[moment.when].bits)
         return conditions
+
+    def moving_bytes(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> int:
+        """The most that lives at any moment beside what always lives, the margin added."""
+        return int(with_margin(self.worst(counts, stored)[1]))
 
     def _comes(self, moment: Moment, trained: NDArray[np.bool_], counts: Sequence[int]) -> bool:
         if moment.slice is not None:

@@ -16,7 +16,7 @@ from ortools.sat.python import cp_model
 from trady.planner.coverage import coverage_value
 from trady.planner.ledger import INDEX_BYTES, SLICE_BLOCK, CostTable
 from trady.planner.options import Scope
-from trady.planner.peaks import Moment
+from trady.planner.peaks import MARGIN_PERCENT, Moment
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12
@@ -30,7 +30,7 @@ _SEARCH_GAP: Final = 2e-4
 _ATTEMPTS: Final = ((1, 0.1), (2, 0.6))
 _RESIDUALS_SHARE: Final = 1.0
 #: CP-SAT counts in 64 bits; no machine has as much memory.
-_MOST_BYTES: Final = 2**60
+_MOST_BYTES: Final = 2**52
 
 
 class SolverStatus(StrEnum):
@@ -264,7 +264,8 @@ class _Model:
         budget = min(limits.budget_bytes, _MOST_BYTES)
         self._model.add(lasting <= budget)
         for moment in table.peak_model.binding(limits.budget_bytes):
-            constraint = self._model.add(lasting + self._living_at(moment) <= budget)
+            share = 100 + MARGIN_PERCENT
+            constraint = self._model.add(100 * lasting + share * self._living_at(moment) <= 100 * budget - share)
             if moment.slice is not None:
                 constraint.only_enforce_if(self._variables.drawn[moment.slice.layer])
             elif moment.when is not None:

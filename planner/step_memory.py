@@ -9,7 +9,7 @@ from trady.planner.gradient_flow import GradientStorage
 from trady.planner.lifetimes import BackwardRun, Lifetimes
 from trady.planner.residual_rules import lean_form
 from trady.planner.tracing import Trace
-from trady.planner.workspaces import WorkspaceMeter, Workspaces
+from trady.planner.workspaces import WorkspaceMeter, Workspaces, is_measured
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,17 @@ class StepMemory:
         meter = WorkspaceMeter(tuple((found.batch_size, found.calls) for found in recorded), traced.batch_size, lean)
         return cls(lifetimes, meter.found, meter)
 
+    def is_bounded(self, place: int) -> bool:
+        """Whether a bound stands in for what an operation's kernel works in."""
+        return self.meter is not None and is_measured(self.lifetimes.calls[place])
+
     def measured(self, places: Iterable[int]) -> "StepMemory":
         """The same with the kernels of these operations measured."""
         if self.meter is None:
             return self
         for place in places:
-            self.meter.measure(place)
+            if place not in self.meter.found.forward:
+                self.meter.measure(place)
         return replace(self, workspaces=self.meter.found)
 
 

@@ -6,7 +6,7 @@ dimension, attention has buffers for each thread. Nothing but the allocator know
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from trady.planner.allocations import peaks_of
 from trady.planner.calls import Call, Shape
-from trady.planner.ledger import SLICE_BLOCK
 from trady.planner.kernels import Convolution, conv_input_gradient, conv_slice_gradient, select_channels
+from trady.planner.ledger import SLICE_BLOCK
 from trady.planner.training_step import input_tensors
 
 _Run = Callable[[], Any]
@@ -27,7 +27,22 @@ _PLAIN_TYPES: Final = frozenset({torch.float32, torch.float64})
 _PLAIN: Final = frozenset(
     f"aten::{name}{suffix}"
     for name in (
-        *("add", "sub", "mul", "div", "neg", "abs", "pow", "sqrt", "rsqrt", "exp", "log", "clamp", "maximum", "minimum"),
+        *(
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "neg",
+            "abs",
+            "pow",
+            "sqrt",
+            "rsqrt",
+            "exp",
+            "log",
+            "clamp",
+            "maximum",
+            "minimum",
+        ),
         *("relu", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "hardswish", "hardsigmoid"),
         *("sigmoid", "tanh", "sin", "cos", "erf", "where", "masked_fill", "bernoulli", "fill", "zero", "copy"),
         *("clone", "_to_copy", "cat", "stack", "contiguous", "empty", "empty_like", "zeros_like", "ones_like"),
@@ -36,7 +51,7 @@ _PLAIN: Final = frozenset(
     for suffix in ("", "_")
 )
 #: Channels whose slice gradient is measured, and all of them: kernels work on blocks.
-_FEW_CHANNELS: Final = (1, SLICE_BLOCK, SLICE_BLOCK + 1)
+_FEW_CHANNELS: Final = (1, SLICE_BLOCK + 1)
 
 
 @dataclass(frozen=True)
@@ -155,12 +170,19 @@ def _measured(call: Call, lean: bool) -> _Found:
     return found
 
 
-def _measure_any(call: Call, wanted: _Found, lean: bool) -> None:
+def _measure_any(call: Call, found: _Found, lean: bool) -> None:
+    found.forward = _forward_workspace(call)
+    if not lean and any(shape.requires_grad for shape in _shapes((call.args, call.kwargs))):
+        found.backward = _backward_workspace(call)
+
+
+def _forward_workspace(call: Call) -> int:
     args, kwargs = call.with_tensors(lambda _, shape: _filled(shape))
     with torch.no_grad():
-        wanted.forward = _peak_beside_results(lambda: call.function(*args, **kwargs), (args, kwargs))
-    if lean or not any(shape.requires_grad for shape in _shapes((call.args, call.kwargs))):
-        return
+        return _peaks_beside_results([lambda: call.function(*args, **kwargs)], (args, kwargs))[0]
+
+
+def _backward_workspace(call: Call) -> int:
     leaves: list[Tensor] = []
 
     def trained(_: str, shape: Shape) -> Tensor:
@@ -171,13 +193,12 @@ def _measure_any(call: Call, wanted: _Found, lean: bool) -> None:
 
     with torch.enable_grad():
         args, kwargs = call.with_tensors(trained)
-        results = [found for found in input_tensors(call.function(*args, **kwargs)) if found.requires_grad]
-    del args, kwargs
-    if results:
-        gradients = [torch.zeros_like(found) for found in results]
-        wanted.backward = _peak_beside_results(
-            lambda: torch.autograd.grad(results, leaves, gradients, allow_unused=True), gradients
-        )
+        results = [result for result in input_tensors(call.function(*args, **kwargs)) if result.requires_grad]
+    if not results:
+        return 0
+    gradients = [torch.zeros_like(result) for result in results]
+    run = partial(torch.autograd.grad, results, leaves, gradients, allow_unused=True)
+    return _peaks_beside_results([run], gradients)[0]
 
 
 def _measure_convolution(call: Call, wanted: _Found) -> None:
@@ -192,17 +213,21 @@ def _measure_convolution(call: Call, wanted: _Found) -> None:
     )
     inputs, weight = _filled(named["input"]), _filled(named["weight"])
     bias = None if named["bias"] is None else _filled(named["bias"])
+    outputs: list[Tensor] = []
+
+    def forward() -> Tensor:
+        outputs.append(how(inputs, weight, bias))
+        return outputs[0]
+
     with torch.no_grad():
-        output = how(inputs, weight, bias)
-        grad = torch.zeros_like(output)
-        runs: list[_Run] = [lambda: how(inputs, weight, bias)]
+        wanted.forward = _peaks_beside_results([forward])[0]
+        runs: list[_Run] = []
         if named["input"].requires_grad:
-            runs.append(lambda: conv_input_gradient(grad, weight, inputs.shape[2:], how))
+            runs.append(lambda: conv_input_gradient(outputs[0], weight, inputs.shape[2:], how))
         numbers = sorted({number for number in _FEW_CHANNELS if number < inputs.shape[1]} | {inputs.shape[1]})
         if named["weight"].requires_grad:
-            runs += [_slice_run(inputs, grad, weight, how, number) for number in numbers]
+            runs += [_slice_run(inputs, outputs[0], weight, how, number) for number in numbers]
         found = _peaks_beside_results(runs)
-    wanted.forward, found = found[0], found[1:]
     if named["input"].requires_grad:
         wanted.backward, found = found[0], found[1:]
     if found:
@@ -227,10 +252,6 @@ def _filled(shape: Shape) -> Tensor:
     return shape.new().zero_()
 
 
-def _peak_beside_results(run: _Run, operands: Any) -> int:
-    return _peaks_beside_results([run], operands)[0]
-
-
 def _peaks_beside_results(runs: Sequence[_Run], operands: Any = ()) -> list[int]:
     """Peak of each run less the storages of what it returns; results that lie on an operand's storage are free."""
     known = {tensor.untyped_storage()._cdata for tensor in input_tensors(operands)}
@@ -251,7 +272,7 @@ def _peaks_beside_results(runs: Sequence[_Run], operands: Any = ()) -> list[int]
 def _fitted(found: Mapping[int, int]) -> SliceWorkspace:
     """An upper line through the measured numbers of channels, with steps at each block."""
     most = max(found)
-    block = max(0, found[SLICE_BLOCK + 1] - found[SLICE_BLOCK]) if most > SLICE_BLOCK + 1 else 0
+    block = max(0, found[SLICE_BLOCK + 1] - found[1]) if most > SLICE_BLOCK + 1 else 0
     rest = {number: size - block * -(-number // SLICE_BLOCK) for number, size in found.items()}
     channel = max(0, -(-(rest[most] - rest[1]) // (most - 1))) if most > 1 else 0
     base = max(size - channel * number for number, size in rest.items())
