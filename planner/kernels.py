@@ -4,7 +4,7 @@ No autograd here: the engine wraps these in its operations, and the planner meas
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -265,17 +265,25 @@ def conv_slice_gradient(
     """
     number, kernel = stored.shape[1], tuple(slice_shape[2:])
     if how.groups == 1:
-        return _weight_gradient(grad, stored, tuple(slice_shape), how, 1)
+        return conv_weight_gradient(grad, stored, slice_shape, how)
     per_group = grad.shape[1] // how.groups
     groups = channels if in_channels == how.groups else channels.div(in_channels // how.groups, rounding_mode="floor")
     by_group = grad.unflatten(1, (how.groups, per_group))
     needed = by_group.index_select(1, groups).flatten(1, 2)
     shape = (number, per_group, *kernel) if how.transposed else (number * per_group, 1, *kernel)
-    return _weight_gradient(needed, stored, shape, how, number).reshape(tuple(slice_shape))
+    return conv_weight_gradient(needed, stored, shape, replace(how, groups=number)).reshape(tuple(slice_shape))
 
 
-def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: Convolution, groups: int) -> Tensor:
-    stand_in = grad.new_empty(1).expand(shape)
+def conv_weight_gradient(grad: Tensor, inputs: Tensor, shape: Sequence[int], how: Convolution) -> Tensor:
+    """Gradient of a convolution's weight, without the weight.
+
+    Args:
+        grad: ``[B, C_out, *output]``.
+        inputs: ``[B, C_in, *input]``.
+        shape: Of the weight.
+        how: The convolution.
+    """
+    stand_in = grad.new_empty(1).expand(tuple(shape))
     found = torch.ops.aten.convolution_backward(
         grad,
         inputs,
@@ -286,7 +294,7 @@ def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: 
         list(how.dilation),
         how.transposed,
         list(how.output_padding),
-        groups,
+        how.groups,
         [False, True, False],
     )
     gradient: Tensor = found[1]

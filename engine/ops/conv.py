@@ -10,36 +10,45 @@ from torch.autograd.function import once_differentiable
 from trady.engine.ops.redirecting import (
     Bindings,
     Handler,
+    autocast_type,
     cast_for_autocast,
     is_differentiable,
 )
-from trady.planner.kernels import Convolution, bias_gradient, conv_input_gradient, conv_slice_gradient
+from trady.planner.kernels import (
+    Convolution,
+    bias_gradient,
+    conv_input_gradient,
+    conv_slice_gradient,
+    conv_weight_gradient,
+)
 
 _aten: Final = torch.ops.aten
 
 
-class _FrozenConvolution(torch.autograd.Function):
-    """A convolution whose weight does not train: its input is not needed."""
+class _Convolution(torch.autograd.Function):
+    """A convolution that keeps its input only for a weight that trains, and no cast of its weight."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
         """Run it; a cast of the weight is made again in backward, not kept."""
         ctx.how, ctx.input_size = how, inputs.shape[2:]
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(weight, inputs if ctx.needs_input_grad[1] else None)
         return _run(how, inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of input and bias."""
-        (weight,) = ctx.saved_tensors
+        """Gradients of input, weight and bias."""
+        weight, inputs = ctx.saved_tensors
         grad = grads[0]
-        to_input = to_bias = None
+        to_input = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
+        if ctx.needs_input_grad[1]:
+            to_weight = conv_weight_gradient(grad, inputs, weight.shape, ctx.how).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, 1).to(weight.dtype)
-        return to_input, None, to_bias, None
+        return to_input, to_weight, to_bias, None
 
 
 class _DrawnConvolution(torch.autograd.Function):
@@ -99,10 +108,12 @@ def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor |
         )
         return result
     if bindings.is_always_trained(weight):
-        return _run(how, bindings.keep_for_always_trained(inputs), weight, bias)
-    if not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
+        inputs = bindings.keep_for_always_trained(inputs)
+        if autocast_type(inputs) is None:
+            return how(inputs, weight, bias)
+    elif not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
         return _run(how, inputs, weight, bias)
-    result = _FrozenConvolution.apply(cast_for_autocast(inputs), weight, bias, how)
+    result = _Convolution.apply(cast_for_autocast(inputs), weight, bias, how)
     return result
 
 

@@ -17,24 +17,30 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``product(inputs [..., C], right [C, C'], bias) -> [..., C']`` by the user's own call."""
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """A product with a frozen weight under autocast: the weight is cast again in backward, not kept twice."""
+class _RecastProduct(torch.autograd.Function):
+    """A product under autocast whose weight is cast again in backward, not kept twice."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, right: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-        """Run it."""
-        ctx.save_for_backward(right)
+        """Run it; keep the input only for a weight that trains."""
+        ctx.save_for_backward(right, inputs if ctx.needs_input_grad[1] else None)
         return product(inputs, right, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of input and bias."""
-        (right,) = ctx.saved_tensors
+        """Gradients of input, weight and bias."""
+        right, inputs = ctx.saved_tensors
         grad = grads[0]
-        to_input = grad.matmul(right.to(grad.dtype).t()) if ctx.needs_input_grad[0] else None
-        to_bias = bias_gradient(grad, grad.dim() - 1).to(right.dtype) if ctx.needs_input_grad[2] else None
-        return to_input, None, to_bias, None
+        to_input = to_right = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_input = grad.matmul(right.to(grad.dtype).t())
+        if ctx.needs_input_grad[1]:
+            rows, columns = grad.reshape(-1, grad.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+            to_right = columns.t().mm(rows).to(right.dtype)
+        if ctx.needs_input_grad[2]:
+            to_bias = bias_gradient(grad, grad.dim() - 1).to(right.dtype)
+        return to_input, to_right, to_bias, None
 
 
 class _DrawnProduct(torch.autograd.Function):
@@ -92,11 +98,13 @@ def _multiply(
             inputs, compact, bias, right, product, kept.tensor, kept.index, kept.pick, layer.channel_dim
         )
         return result
-    if bindings.is_always_trained(weight):
-        return product(bindings.keep_for_always_trained(inputs), right, bias)
-    if autocast_type(inputs) is None or not bindings.is_frozen(weight) or not is_differentiable(inputs):
+    is_trained = bindings.is_always_trained(weight)
+    if is_trained:
+        inputs = bindings.keep_for_always_trained(inputs)
+    is_lean = is_trained or (bindings.is_frozen(weight) and is_differentiable(inputs))
+    if autocast_type(inputs) is None or not is_lean:
         return product(inputs, right, bias)
-    result = _FrozenProduct.apply(cast_for_autocast(inputs), right, bias, product)
+    result = _RecastProduct.apply(cast_for_autocast(inputs), right, bias, product)
     return result
 
 
