@@ -254,8 +254,8 @@ class Redirections:
         """Whether a weight trains as a whole."""
         return weight.requires_grad and torch.is_grad_enabled()
 
-    def is_frozen(self, weight: Tensor) -> bool:
-        """Whether a tensor is a frozen parameter, or a view of one."""
+    def is_parameter(self, weight: Tensor) -> bool:
+        """Whether a tensor is a parameter, or a view of one."""
         if torch.compiler.is_compiling():
             return isinstance(weight, nn.Parameter)
         return isinstance(weight._base if weight._is_view() else weight, nn.Parameter)

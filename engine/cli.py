@@ -85,7 +85,13 @@ class _DrawEvery(click.ParamType[Any]):
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.pass_context
 def train_command(
-    context: click.Context, resume: Path | None, output: Path | None, as_json: bool, trust_pickle: bool, **options: Any
+    context: click.Context,
+    /,
+    resume: Path | None,
+    output: Path | None,
+    as_json: bool,
+    trust_pickle: bool,
+    **options: Any,
 ) -> None:
     """Train MODEL as planned in PLAN, inside its bytes.
 
@@ -102,12 +108,44 @@ def train_command(
         _train(resume, output, as_json, trust_pickle, options)
 
 
+@click.command("trady-verify", context_settings=_CONTEXT)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model", required=False)
+@click.option("--data", metavar="SOURCE", help="Labelled data for the batch; made up by default.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text data.")
+@click.option("--arch", metavar="FACTORY", help="Factory of a state dict; the plan's by default.")
+@click.option("--loss", metavar="MODULE:FUNCTION", help="loss(outputs, targets); the plan's by default.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The plan's by default.")
+@click.option("--trust-pickle", is_flag=True, help="Run the code a model file names: your own only.")
+@click.option("--epoch", type=click.IntRange(min=0), default=0, help="Measure the draw of this epoch.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurement as JSON.")
+def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any) -> None:
+    """Run one real step of PLAN on MODEL: planned bytes beside measured ones, line by line.
+
+    Exits with 1 if a line, the peak or the budget is exceeded. The model is not changed.
+
+    Example: trady-verify plan.json model.pt
+    """
+    with _errors_told():
+        from trady.engine.verifying import verify
+        from trady.planner.plan import Plan
+
+        measurement = verify(Plan.load(plan), model, **options)
+        if as_json:
+            click.echo(json.dumps(measurement.as_json(), indent=1))
+        else:
+            Console().print(measurement, highlight=False)
+        sys.exit(1 if measurement.exceeded else 0)
+
+
 def _train(resume: Path | None, output: Path | None, as_json: bool, trust_pickle: bool, given: dict[str, Any]) -> None:
     from trady.engine.processes import joined_processes
     from trady.engine.progress import shown_progress, silent_display
+    from trady.engine.run_folder import PLAN_FILE
     from trady.engine.run_options import RunOptions
     from trady.engine.run_reports import interruption_text, training_json, training_report
-    from trady.engine.training import PLAN_FILE, train
+    from trady.engine.training import train
     from trady.planner.plan import Plan
 
     folder = resume or output

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, is_differentiable
-from trady.planner.kernels import pack_bits, unpack_bits
+from trady.planner.kernels import masked_gradient, pack_bits, unpack_bits
 
 
 class _Masked(torch.autograd.Function):
@@ -30,10 +30,8 @@ class _Masked(torch.autograd.Function):
         if in_place:
             ctx.mark_dirty(inputs)
         passes = outputs.gt(lower)
-        if upper is not None:
-            passes.logical_and_(outputs.lt(upper))
         ctx.layout, ctx.slope = (passes.shape, passes.stride()), slope
-        ctx.save_for_backward(pack_bits(passes))
+        ctx.save_for_backward(pack_bits(passes, None if upper is None else outputs.lt(upper)))
         return outputs
 
     @staticmethod
@@ -42,8 +40,7 @@ class _Masked(torch.autograd.Function):
         """The gradient where the output was inside, ``slope`` times it elsewhere."""
         (packed,) = ctx.saved_tensors
         passes = unpack_bits(packed, *ctx.layout)
-        outside = grads[0] * ctx.slope if ctx.slope else 0.0
-        return torch.where(passes, grads[0], outside), None, None, None, None, None
+        return masked_gradient(grads[0], passes, slope=ctx.slope), None, None, None, None, None
 
 
 class _Dropped(torch.autograd.Function):
@@ -73,7 +70,7 @@ class _Dropped(torch.autograd.Function):
         """The gradient of what was not dropped, scaled up."""
         (packed,) = ctx.saved_tensors
         kept = unpack_bits(packed, *ctx.layout)
-        return torch.where(kept, grads[0], 0.0).mul_(ctx.scale), None, None
+        return masked_gradient(grads[0], kept, scale=ctx.scale), None, None
 
 
 def _masked(

@@ -25,29 +25,28 @@ from trady.planner.kernels import (
 _aten: Final = torch.ops.aten
 
 
-class _Convolution(torch.autograd.Function):
-    """A convolution that keeps its input only for a weight that trains, and no cast of its weight."""
+class _PlainConvolution(torch.autograd.Function):
+    """A convolution that keeps its input only where its weight trains, and a cast of its weight never."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
         """Run it; a cast of the weight is made again in backward, not kept."""
         ctx.how, ctx.input_size = how, inputs.shape[2:]
-        ctx.save_for_backward(weight, inputs if ctx.needs_input_grad[1] else None)
+        ctx.save_for_backward(weight, *([inputs] if ctx.needs_input_grad[1] else []))
         return _run(how, inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, weight and bias."""
-        weight, inputs = ctx.saved_tensors
-        grad = grads[0]
+        weight, grad = ctx.saved_tensors[0], grads[0]
         to_input = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
         if ctx.needs_input_grad[1]:
-            to_weight = conv_weight_gradient(grad, inputs, weight.shape, ctx.how).to(weight.dtype)
+            to_weight = conv_weight_gradient(grad, ctx.saved_tensors[1], tuple(weight.shape), ctx.how).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, 1).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
         return to_input, to_weight, to_bias, None
 
 
@@ -100,8 +99,8 @@ def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) 
 def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
     """A convolution of whatever kind, redirected by what its weight is."""
     drawn = bindings.drawn(weight)
+    inputs = cast_for_autocast(inputs)
     if drawn is not None:
-        inputs = cast_for_autocast(inputs)
         kept = bindings.keep(drawn, inputs, 1)
         result: Tensor = _DrawnConvolution.apply(
             inputs, drawn.compact, bias, weight, how, kept.tensor, kept.index, kept.pick
@@ -113,7 +112,7 @@ def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor |
             return how(inputs, weight, bias)
     elif not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
         return _run(how, inputs, weight, bias)
-    result = _Convolution.apply(cast_for_autocast(inputs), weight, bias, how)
+    result = _PlainConvolution.apply(inputs, weight, bias, how)
     return result
 
 

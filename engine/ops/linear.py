@@ -17,27 +17,26 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``product(inputs [..., C], right [C, C'], bias) -> [..., C']`` by the user's own call."""
 
 
-class _RecastProduct(torch.autograd.Function):
-    """A product under autocast whose weight is cast again in backward, not kept twice."""
+class _CastProduct(torch.autograd.Function):
+    """A product with a parameter under autocast: the parameter is cast again in backward, its cast not kept."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, right: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-        """Run it; keep the input only for a weight that trains."""
-        ctx.save_for_backward(right, inputs if ctx.needs_input_grad[1] else None)
+        """Run it; the input is kept where the parameter trains."""
+        ctx.save_for_backward(right, *([inputs] if ctx.needs_input_grad[1] else []))
         return product(inputs, right, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of input, weight and bias."""
-        right, inputs = ctx.saved_tensors
-        grad = grads[0]
+        """Gradients of input, parameter and bias."""
+        right, grad = ctx.saved_tensors[0], grads[0]
         to_input = to_right = to_bias = None
         if ctx.needs_input_grad[0]:
             to_input = grad.matmul(right.to(grad.dtype).t())
         if ctx.needs_input_grad[1]:
-            rows, columns = grad.reshape(-1, grad.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
-            to_right = columns.t().mm(rows).to(right.dtype)
+            inputs = ctx.saved_tensors[1]
+            to_right = inputs.reshape(-1, inputs.shape[-1]).t().mm(grad.reshape(-1, grad.shape[-1])).to(right.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, grad.dim() - 1).to(right.dtype)
         return to_input, to_right, to_bias, None
@@ -98,13 +97,13 @@ def _multiply(
             inputs, compact, bias, right, product, kept.tensor, kept.index, kept.pick, layer.channel_dim
         )
         return result
-    is_trained = bindings.is_always_trained(weight)
-    if is_trained:
+    if bindings.is_always_trained(weight):
         inputs = bindings.keep_for_always_trained(inputs)
-    is_lean = is_trained or (bindings.is_frozen(weight) and is_differentiable(inputs))
-    if autocast_type(inputs) is None or not is_lean:
+    elif not is_differentiable(inputs):
         return product(inputs, right, bias)
-    result = _RecastProduct.apply(cast_for_autocast(inputs), right, bias, product)
+    if autocast_type(inputs) is None or not bindings.is_parameter(weight):
+        return product(inputs, right, bias)
+    result = _CastProduct.apply(cast_for_autocast(inputs), right, bias, product)
     return result
 
 
