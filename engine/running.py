@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from trady.engine.averaging import GradientAverage, mean_over_processes
 from trady.engine.batches import BatchGuard
@@ -74,6 +75,7 @@ class Engine(nn.Module):
         self._reentry = Reentry(self)
         self._average = GradientAverage()
         self._notes: StorageNotes | None = None
+        self._hooks: list[RemovableHandle] = []
         self._told: set[str] = set()
         self._guard = BatchGuard(strict)
         self.channels = ChannelDraw(0, {})
@@ -93,18 +95,20 @@ class Engine(nn.Module):
         self._slices.synchronise(self.model)
         self._reentry.remove()
         self._follower.release()
+        self._unhook()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags[name])
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle is attached to nothing and follows no optimizer."""
-        left_out = ("_reentry", "_average", "_notes")
+        left_out = ("_reentry", "_average", "_notes", "_hooks")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copied state."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._reentry, self._average, self._notes = Reentry(self), GradientAverage(), None
+        self._hooks = []
 
     @property
     def epoch(self) -> int:
@@ -215,9 +219,11 @@ class Engine(nn.Module):
             The same optimizer.
         """
         self._follower.register(optimizer)
-        if optimizer is not None:
-            optimizer.register_step_pre_hook(self._before_step)
-            optimizer.register_step_post_hook(self._after_step)
+        if optimizer is None:
+            self._unhook()
+        else:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         return optimizer
 
     def resample(
@@ -238,7 +244,7 @@ class Engine(nn.Module):
         norms, notes = self._norms_to_draw_by(batches, loss)
         before = self.channels
         drawn = draw(self.plan, epoch, seed=self.seed, observed=norms)
-        if self._channel_pairs(drawn) != self._channel_pairs(before):
+        if _in_order(drawn) != _in_order(before):
             self._follower.check_before_draw(self.named_parameters())
             notes = [*notes, *self._take(drawn)]
         self.channels = drawn
@@ -345,12 +351,18 @@ class Engine(nn.Module):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(now[name])
 
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
     def _before_step(self, *_: Any) -> None:
+        self._slices.read_changed(self.model)
         if self.plan.strategy.name is Strategy.MEDYATE:
             self._observed.see(self._slices.channel_norms(), self._slices.channels)
 
     def _after_step(self, *_: Any) -> None:
-        self._slices.synchronise(self.model)
+        self._slices.write_back(self.model)
 
     def _norms_to_draw_by(
         self, batches: Iterable[Batch] | None, loss: LossFunction | None
@@ -382,3 +394,8 @@ class Engine(nn.Module):
             f"--exclude {unused[0]}.",
             stacklevel=4,
         )
+
+
+def _in_order(drawn: ChannelDraw) -> dict[str, list[int]]:
+    """Channels in the order they were drawn in, which is that of the slices and of what optimizers keep for them."""
+    return {name: found.tolist() for name, found in drawn.channels.items()}
