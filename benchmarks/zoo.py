@@ -3,8 +3,12 @@
 Each row traces a model at batches 1, 2 and 3, reads its saved bytes at 1 and 4, and runs that very step with PyTorch:
 the distinct storages autograd packs and still holds when the loss exists, parameters, buffers and batch left out.
 
+Then the engine runs one planned step at batch 4: what it keeps beside what the plan says, and the gradients of the
+drawn slices beside dense autograd's.
+
     python benchmarks/zoo.py                 # what is missing in benchmarks/results/zoo.json
     python benchmarks/zoo.py --only swin --fresh
+    python benchmarks/zoo.py --steps         # only the engine's steps, of rows that have none
 """
 
 import gc
@@ -16,7 +20,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from zoo_members import Member, members
+from zoo_steps import planned_step
 
 from trady.planner.calibration import uniform_priorities
 from trady.planner.capture import FakeModel, StepSettings, set_training_mode
@@ -38,6 +43,8 @@ from trady.planner.tracing import Recordings, trace
 from trady.planner.training_step import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
 
 BUDGET_BYTES: Final = 256_000
+#: Of a gradient, relative to the largest entry: float32 sums in another order.
+MOST_ERROR: Final = 1e-3
 TRACED: Final = (1, 2, 3)
 JUDGED: Final = (4, 1)
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -50,19 +57,31 @@ Row = dict[str, Any]
 @click.command()
 @click.option("--only", default="", help="Rows whose name contains this text.")
 @click.option("--fresh", is_flag=True, help="Measure again the rows that are there.")
-def main(only: str, fresh: bool) -> None:
+@click.option("--steps", is_flag=True, help="Only the engine's planned step, of the rows that are there.")
+def main(only: str, fresh: bool, steps: bool) -> None:
     """Measure the zoo; example: python benchmarks/zoo.py --only torchvision."""
     known = {row["name"]: row for row in _read_rows()}
     import_all()
     for member in members():
-        if only in member.name and (fresh or member.name not in known):
-            known[member.name] = measured_apart(member)
+        row = known.get(member.name)
+        wanted = only in member.name and (fresh or row is None or (steps and "step" not in row))
+        if wanted:
+            step = measured_apart(member, _measure_step)
+            if not steps or row is None:
+                row = measured_apart(member, _measure_all)
+            known[member.name] = row | {"step": step}
             click.echo(_line(known[member.name]), err=True)
             order = [other.name for other in members()]
             write(sorted((known[name] for name in known if name in order), key=lambda row: order.index(row["name"])))
-    wrong = [row["name"] for row in known.values() if row["error"] or row["difference"]]
+    wrong = [row["name"] for row in known.values() if row["error"] or row["difference"] or _is_wrong(row.get("step"))]
     click.echo(f"{len(known)} architectures, {len(wrong)} not equal" + "".join(f"\n  {name}" for name in wrong))
     sys.exit(1 if wrong else 0)
+
+
+def _is_wrong(step: Row | None) -> bool:
+    if step is None or step.get("error"):
+        return True
+    return bool(step["difference"] or step["without_gradient"] or step["gradient_error"] > MOST_ERROR)
 
 
 def import_all() -> None:
@@ -77,11 +96,11 @@ def import_all() -> None:
     trace(net, torch.zeros(2, 3, 8, 8))
 
 
-def measured_apart(member: Member) -> Row:
-    """The row of a member, measured in a forked process: its memory is given back."""
+def measured_apart(member: Member, measured: Callable[[Member], Row]) -> Row:
+    """What is measured of a member in a forked process: its memory is given back."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_and_send, args=(member, sender))
+    process = context.Process(target=_measure_and_send, args=(member, measured, sender))
     process.start()
     sender.close()
     try:
@@ -92,14 +111,27 @@ def measured_apart(member: Member) -> Row:
     return row
 
 
-def _measure_and_send(member: Member, sender: Connection) -> None:
+def _measure_and_send(member: Member, measured: Callable[[Member], Row], sender: Connection) -> None:
+    sender.send(measured(member))
+
+
+def _measure_all(member: Member) -> Row:
     try:
         start = time.perf_counter()
         row = measure(member)
         row["seconds"] = round(time.perf_counter() - start, 1)
     except Exception as error:
         row = _row(member, error=f"{type(error).__name__}: {error}")
-    sender.send(row)
+    return row
+
+
+def _measure_step(member: Member) -> Row:
+    """The engine's planned step, or why there is none."""
+    torch.manual_seed(0)
+    try:
+        return planned_step(*member.build(), JUDGED[0])
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _row(member: Member, **values: Any) -> Row:
@@ -270,11 +302,16 @@ def table_lines(rows: list[Row]) -> Iterator[str]:
         f"timm {versions['timm']}, transformers {versions['transformers']}; {versions['machine']}). "
         "Bytes at batch 4, in bytes; *difference* is predicted minus real at batches 4 and 1, the larger. "
         "*Trace* is one batch size, as `trady-plan` does it; *solve* and *gap* are of a plan of 256 kB in scope "
-        "`update` with uniform priorities."
+        "`update` with uniform priorities. *Lean* is what the engine's step keeps for backward with the plan's channels, "
+        "*off plan* how far that is from the plan, and *error* the largest error of a drawn slice's gradient relative "
+        "to the largest entry of the dense one."
     )
     yield ""
-    yield "| model | input | norm | layers | predicted (B) | real (B) | difference (B) | trace (s) | solve (s) | gap |"
-    yield "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |"
+    yield (
+        "| model | input | norm | layers | predicted (B) | real (B) | difference (B) | lean (B) | off plan (B) | error "
+        "| trace (s) | solve (s) | gap |"
+    )
+    yield "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
     for row in rows:
         yield from _table_rows(row)
     notes = [note for row in rows for note in _notes(row)]
@@ -285,21 +322,33 @@ def table_lines(rows: list[Row]) -> Iterator[str]:
 
 def _table_rows(row: Row) -> Iterator[str]:
     if row["error"]:
-        yield f"| {row['name']} | {row['input']} | | | | | not traced, see below | | | |"
+        yield f"| {row['name']} | {row['input']} | | | | | not traced, see below | | | | | | |"
     plan = row["plan"]
     for norm, mode in row["modes"].items():
         shown = mode[str(JUDGED[0])]
         worst = max((found["difference"] for found in mode.values()), key=abs)
         yield (
             f"| {row['name']} | {row['input']} | {norm} | {plan['layers']} | {shown['predicted']:,} | "
-            f"{shown['real']:,} | {worst} | {plan['trace_seconds']:.2f} | {plan['solve_seconds']:.2f} | "
+            f"{shown['real']:,} | {worst} | {_step_cells(row, norm)} | {plan['trace_seconds']:.2f} | {plan['solve_seconds']:.2f} | "
             f"{plan['gap']:.3%} |"
         )
+
+
+def _step_cells(row: Row, norm: str) -> str:
+    """The engine's columns; its step runs with frozen norms."""
+    step = row.get("step")
+    if norm != NormMode.FROZEN.value or step is None:
+        return "| |"
+    if step.get("error"):
+        return "see below | |"
+    return f"{step['measured']:,} | {step['difference']} | {step['gradient_error']:.0e}"
 
 
 def _notes(row: Row) -> Iterator[str]:
     if row["error"]:
         yield f"* {row['name']}: {row['error']}"
+    if row.get("step", {}).get("error"):
+        yield f"* {row['name']}, the engine's step: {row['step']['error']}"
     if row["plan"].get("unaccounted"):
         yield f"* {row['name']}: unaccounted workspaces beside these bytes: {', '.join(row['plan']['unaccounted'])}"
     for norm, mode in row["modes"].items():

@@ -85,7 +85,13 @@ class _DrawEvery(click.ParamType[Any]):
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.pass_context
 def train_command(
-    context: click.Context, resume: Path | None, output: Path | None, as_json: bool, trust_pickle: bool, **options: Any
+    context: click.Context,
+    /,
+    resume: Path | None,
+    output: Path | None,
+    as_json: bool,
+    trust_pickle: bool,
+    **options: Any,
 ) -> None:
     """Train MODEL as planned in PLAN, inside its bytes.
 
@@ -136,9 +142,10 @@ def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any)
 def _train(resume: Path | None, output: Path | None, as_json: bool, trust_pickle: bool, given: dict[str, Any]) -> None:
     from trady.engine.processes import joined_processes
     from trady.engine.progress import shown_progress, silent_display
+    from trady.engine.run_folder import PLAN_FILE
     from trady.engine.run_options import RunOptions
     from trady.engine.run_reports import interruption_text, training_json, training_report
-    from trady.engine.training import PLAN_FILE, train
+    from trady.engine.training import train
     from trady.planner.plan import Plan
 
     folder = resume or output

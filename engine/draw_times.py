@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from trady.engine.checkpoints import Position
+from trady.engine.drawing import DrawReport
 from trady.engine.models import PlannedModel
-from trady.engine.running import DrawReport, Engine
+from trady.engine.running import Engine
 from trady.engine.training_data import Source
 from trady.planner.labelled import LabelledData
 from trady.planner.options import Strategy

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trady.engine.checkpoints import Position
+from trady.engine.meter import Measurement
 from trady.engine.run_options import RunOptions
 from trady.planner.plan import Plan
 
@@ -85,5 +86,5 @@ class TrainingReport:
     head: str
     evaluated_on: str
     interrupted_by: int | None = None
-    measurement: Any = None
+    measurement: Measurement | None = None
     notes: tuple[str, ...] = ()

@@ -9,11 +9,20 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from trady.planner.errors import EngineError
+
+#: What to tell who wraps in ``torch.nn.DataParallel``.
+DATA_PARALLEL: Final = (
+    "torch.nn.DataParallel copies the model for each device at every step, and the copies train no slices. "
+    "Use torch.nn.parallel.DistributedDataParallel, one process for each device (torchrun), or show this process a "
+    "single device (CUDA_VISIBLE_DEVICES=0)."
+)
 
 _local = threading.local()
 
@@ -64,6 +73,10 @@ class Reentry:
         self.attached = False
 
     def _before(self, module: nn.Module, args: Any) -> None:
+        if self.attached and getattr(module, "_is_replica", False):
+            runner = self._runner()
+            if runner is not None and type(module) is type(runner.model):
+                raise EngineError(DATA_PARALLEL)
         if id(module) not in self._modules or is_active(self) or not torch.is_grad_enabled():
             return
         runner = self._runner()

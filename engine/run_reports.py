@@ -16,7 +16,7 @@ def training_report(report: TrainingReport) -> RenderableType:
     """Everything, for a person."""
     parts: list[RenderableType] = [_score_table(report), Text(_time_in_words(report))]
     if report.measurement is not None:
-        parts += [Text(""), Text(str(report.measurement))]
+        parts += [Text(""), report.measurement]
     parts += [Text(f"Note: {note}") for note in report.notes]
     parts.append(Text(f"Weights: {report.folder / TUNED_FILE}{_best_in_words(report)}"))
     return Group(*parts)
@@ -36,8 +36,7 @@ def training_json(report: TrainingReport) -> dict[str, Any]:
         "best_epoch": history.best_epoch + 1 if history.best else None,
         "evaluation": report.evaluated_on,
         "seconds_per_epoch": _median(history.epoch_seconds),
-        "planned_bytes": report.plan.ledger.model_dump(mode="json"),
-        "measurement": None if report.measurement is None else str(report.measurement),
+        "measurement": None if report.measurement is None else report.measurement.as_json(),
         "notes": list(report.notes),
     }
 

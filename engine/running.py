@@ -10,13 +10,14 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import nn
 
+from trady.engine.averaging import GradientAverage, mean_over_processes
 from trady.engine.batches import BatchGuard
 from trady.engine.binding import LeanMode, StorageNotes
 from trady.engine.drawing import DrawnSlices, DrawReport
 from trady.engine.matching import always_trained_names, norms_with_statistics, prepare_model
 from trady.engine.meter import Measurement, measure_step
 from trady.engine.observing import ObservedNorms, dense_norms
-from trady.engine.reentry import Reentry, mark_active
+from trady.engine.reentry import DATA_PARALLEL, Reentry, mark_active
 from trady.engine.state import OptimizerFollower, SliceMove
 from trady.planner.errors import EngineError
 from trady.planner.ledger import Ledger
@@ -49,6 +50,12 @@ class Engine(nn.Module):
 
     Known limitations:
         Under ``torch.compile`` gradients are the same, but bytes are the compiler's and not the plan's.
+        ``DistributedDataParallel`` around the engine holds the slices that were drawn when it was made: where a draw
+        changes counts, wrap again after it (the engine says so). Around a model with an engine attached it may stay;
+        the engine then averages the slices itself, which ``join()`` and communication hooks know nothing of.
+        ``fully_shard`` (FSDP2) shards frozen weights and the head, not those drawn from: no process has the whole of
+        their channels. Shard a model with an engine attached and leave out :meth:`drawable_weights`; the sharded
+        parameters need a parameter group of their own, and ``clip_grad_norm_`` a call of its own.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Engine(nn.Module):
         self._follower = OptimizerFollower(carry=carry)
         self._observed = ObservedNorms(plan)
         self._reentry = Reentry(self)
+        self._average = GradientAverage()
         self._notes: StorageNotes | None = None
         self._told: set[str] = set()
         self._guard = BatchGuard(strict)
@@ -90,12 +98,13 @@ class Engine(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle is attached to nothing and follows no optimizer."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_reentry", "_notes")}
+        left_out = ("_reentry", "_average", "_notes")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copied state."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._reentry, self._notes = Reentry(self), None
+        self._reentry, self._average, self._notes = Reentry(self), GradientAverage(), None
 
     @property
     def epoch(self) -> int:
@@ -128,6 +137,7 @@ class Engine(nn.Module):
                 yield
             return
         self._guard.check(self, inputs)
+        self._average.before_forward(self)
         self._slices.synchronise(self.model)
         redirections = self._slices.redirections(self.model, self._notes)
         undo = mark_active(self._reentry)
@@ -174,6 +184,14 @@ class Engine(nn.Module):
         self._slices.synchronise(self.model)
         return loaded
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Inside another module: our keys are the plain model's, which lies one level down."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise EngineError(DATA_PARALLEL)
+
     def _apply(self, fn: Any, recurse: bool = True) -> "Engine":
         """Slices follow the model to other devices and types."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -216,6 +234,7 @@ class Engine(nn.Module):
             EngineError: Gradients wait for a step, the optimizer was not registered, or norms are needed.
         """
         started = time.perf_counter()
+        self._follower.check_held([compact for _, compact in self._slices.named_parameters()])
         norms, notes = self._norms_to_draw_by(batches, loss)
         before = self.channels
         drawn = draw(self.plan, epoch, seed=self.seed, observed=norms)
@@ -257,6 +276,17 @@ class Engine(nn.Module):
         channels = {name: found.numpy() for name, found in state["channels"].items()}
         self._take(ChannelDraw(int(state["epoch"]), channels))
         self._follower.load_state_dict(state["follower"])
+
+    def is_always_trained(self, name: str) -> bool:
+        """Whether a parameter of the model trains whatever is drawn."""
+        return name in self._always_trained
+
+    def drawable_weights(self) -> set[nn.Parameter]:
+        """Weights of the model that any draw of this plan may take channels of: ``fully_shard`` is to ignore them."""
+        strategy, layers = self.plan.strategy, self.plan.table.layers
+        dynamic = {layers[index].name for index in strategy.eligible} if strategy.name is not Strategy.SOLVER else set()
+        names = dynamic | set(self.plan.chosen) | set(self.channels.channels)
+        return {self.model.get_parameter(layer.weight_name) for layer in layers if layer.name in names}
 
     @property
     def slices(self) -> DrawnSlices:
@@ -334,7 +364,8 @@ class Engine(nn.Module):
             )
         with self.thawed() as model:
             found = dense_norms(model, self.plan, batches, loss)
-        return found.norms, [str(found)]
+        norms = mean_over_processes(found.norms, next(self.parameters()).device)
+        return norms, [str(found)]
 
     @staticmethod
     def _channel_pairs(drawn: ChannelDraw) -> set[tuple[str, int]]:

@@ -53,7 +53,7 @@ class Stepper:
         self.scaler = make_scaler(processes.device, options.amp)
         self._planned, self._options, self._processes = planned, options, processes
         self._loss: Callable[[Any, Any], Tensor] = make_loss(planned.loss, options.label_smoothing)
-        self._wrapped: nn.Module = engine
+        self._wrapped: Any = engine
         self._wrapped_parameters: tuple[int, ...] = ()
         self.follow_draw()
 

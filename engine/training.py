@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from trady.engine.checkpoints import (
     BEST_FILE,
@@ -14,13 +14,13 @@ from trady.engine.checkpoints import (
     Checkpoint,
     Position,
     load_checkpoint,
-    remove_leftovers,
     save_checkpoint,
     save_weights,
 )
 from trady.engine.draw_times import draw_anew, draw_number
 from trady.engine.evaluating import Tally, evaluate
 from trady.engine.interrupts import Interrupts, noted_interrupts
+from trady.engine.meter import Measurement
 from trady.engine.metrics_log import MetricsLog, opened_log
 from trady.engine.models import PlannedModel, build_planned, check_classes
 from trady.engine.outcomes import History, Score, TrainingReport
@@ -34,19 +34,14 @@ from trady.engine.reproducing import (
     seed_generators,
     set_generator_states,
 )
+from trady.engine.run_folder import check_processes, open_folder
 from trady.engine.run_options import RunOptions
 from trady.engine.running import Engine
 from trady.engine.stepping import LossNotFiniteError, Stepper
-from trady.engine.training_data import TrainingData, open_training_data
+from trady.engine.training_data import TrainingData, fit_head_to, open_training_data
 from trady.planner.errors import DataError, EngineError
-from trady.planner.heads import fit_head
-from trady.planner.labelled import LabelledData
 from trady.planner.plan import Plan
 from trady.planner.training_step import Batch
-
-PLAN_FILE: Final = "plan.json"
-#: Samples that a head is fitted to.
-_FIT_SAMPLES: Final = 512
 
 
 def train(
@@ -78,9 +73,9 @@ def train(
         TradyError: The model or the data cannot be had.
     """
     group, shown = processes or Processes(), display or silent_display()
-    _check_processes(options, group)
+    check_processes(options, group.size)
     if group.is_first:
-        _open_folder(folder, plan, options, resume)
+        open_folder(folder, plan, options, resume)
     with deterministic_algorithms():
         seed_generators(options.seed, group.rank)
         planned = build_planned(
@@ -91,7 +86,8 @@ def train(
             check_classes(planned, data.num_classes, shown.say)
         checkpoint = load_checkpoint(folder) if resume else None
         if options.fit_head and checkpoint is None:
-            _fit_head(planned, data, options.seed, shown)
+            accuracy = fit_head_to(data.training, planned, options.seed)
+            shown.say(f"Fitted the head to the frozen model's features: {accuracy:.1%} of them right")
         run = _Run(planned, data, options, folder, group, shown)
         if checkpoint is not None:
             run.restore(checkpoint)
@@ -349,14 +345,14 @@ class _Run:
             "at the first step, look for odd values in the data."
         )
 
-    def _measure(self) -> Any:
+    def _measure(self) -> Measurement | None:
         """One step as planned, measured; on the first process."""
         if not self._processes.is_first:
             return None
         batch = self._planned.placed(next(self._batches.epoch(0)))
         return self._engine.measure(batch.inputs, batch.targets, self._planned.loss)
 
-    def _report(self, measurement: Any = None) -> TrainingReport:
+    def _report(self, measurement: Measurement | None = None) -> TrainingReport:
         skipped = (*self._batches.skipped, *(self._validation.skipped if self._validation else ()))
         notes = (f"{len(skipped)} unreadable items were left out: {skipped[0]}",) if skipped else ()
         return TrainingReport(
@@ -375,44 +371,6 @@ class _Run:
     def _write(self, kind: str, **figures: Any) -> None:
         if self._log is not None:
             self._log.write(kind, step=self._position.step, **figures)
-
-
-def _check_processes(options: RunOptions, processes: Processes) -> None:
-    if options.processes != processes.size:
-        raise EngineError(
-            f"The run was started with {options.processes} processes, not {processes.size}, so its global batch is of "
-            f"{options.processes * options.batch_size} samples. "
-            f"Go on with torchrun --nproc-per-node {options.processes} -m trady.engine.training --resume ..."
-        )
-
-
-def _open_folder(folder: Path, plan: Plan, options: RunOptions, resume: bool) -> None:
-    """Make the run's folder with plan and options, or clear what a killed process left in it."""
-    if resume:
-        remove_leftovers(folder)
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EngineError(
-            f"Output {folder} is not empty. Go on with its run by trady-train --resume {folder}, or choose another -o."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineError(f"Output {folder} cannot be made: {error.strerror}. Choose another place.") from error
-    plan.save(folder / PLAN_FILE)
-    options.save(folder)
-
-
-def _fit_head(planned: PlannedModel, data: TrainingData, seed: int, display: Display) -> None:
-    if not planned.head or not isinstance(data.training, LabelledData):
-        raise EngineError(
-            "--fit-head needs a head that the plan put in place, and data of labelled items. "
-            "Plan with --data, or leave --fit-head out."
-        )
-    size = min(planned.plan.settings.batch_size, len(data.training))
-    batches = data.training.batches(size, seed=seed, limit=max(1, _FIT_SAMPLES // size))
-    accuracy = fit_head(planned.model, planned.head, batches)
-    display.say(f"Fitted the head {planned.head!r} to the frozen model's features ({accuracy:.1%} of them right)")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from trady.engine.loaders import Batches, EvaluationBatches, FunctionBatches, ItemBatches
 from trady.engine.models import PlannedModel
 from trady.engine.processes import Processes
 from trady.engine.run_options import DataOptions
 from trady.planner.data import GeneratedBatches, LabelledData, TextFormat, open_data
-from trady.planner.errors import DataError
+from trady.planner.errors import DataError, EngineError
+from trady.planner.heads import fit_head
+
+#: Samples that a head is fitted to.
+_FIT_SAMPLES: Final = 512
 
 Source = LabelledData | GeneratedBatches
 
@@ -74,6 +79,25 @@ def open_training_data(options: DataOptions, planned: PlannedModel) -> TrainingD
         return TrainingData(training, own, f"evaluated on {part}")
     kept, held_out = training.split(options.validation_fraction)
     return TrainingData(kept, held_out, f"evaluated on {options.validation_fraction:.0%} of the data, held out")
+
+
+def fit_head_to(training: Source, planned: PlannedModel, seed: int) -> float:
+    """Fit the head that the plan put in place to features of the frozen model.
+
+    Returns:
+        Accuracy on what it was fitted to, 0 to 1.
+
+    Raises:
+        EngineError: The model's own head stays, or the data is a function.
+    """
+    if not planned.head or not isinstance(training, LabelledData):
+        raise EngineError(
+            "--fit-head needs a head that the plan put in place, and data of labelled items. "
+            "Plan with --data, or leave --fit-head out."
+        )
+    size = min(planned.plan.settings.batch_size, len(training))
+    batches = training.batches(size, seed=seed, limit=max(1, _FIT_SAMPLES // size))
+    return fit_head(planned.model, planned.head, batches)
 
 
 def _opened_part(options: DataOptions, source: str, planned: PlannedModel, parts: tuple[str, ...]) -> Source | None:

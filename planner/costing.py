@@ -17,7 +17,7 @@ from trady.planner.ledger import (
 )
 from trady.planner.memory_costs import MemoryCosts, is_redundant_clone
 from trady.planner.options import DType, OptimizerKind
-from trady.planner.records import Capture, Operation
+from trady.planner.records import REQUIRING_INPUTS, Capture, Operation
 from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import Trace
 
@@ -87,7 +87,7 @@ class _TableBuilder:
         self._copies = OPTIMIZER_COPIES[optimizer]
         bit_of = {name: bit for bit, name in enumerate(self._step.parameters)}
         self._layer_bits = {bit_of[layer.weight_name]: index for index, layer in enumerate(self._layers)}
-        self._always_bits = sum(1 << bit_of[name] for name in trace.always_trained)
+        self._always_bits = sum(1 << bit_of[name] for name in (*trace.always_trained, REQUIRING_INPUTS))
         self._upstreams: dict[tuple[int, bool], int] = {}
         self._reduced: dict[int, int | None] = {}
         self._storages: dict[int, int] = {}

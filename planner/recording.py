@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trady.planner.fake_kernels import run_fake
-from trady.planner.records import Capture, Operand, Operation, StorageRecord, TensorRecord
+from trady.planner.records import REQUIRING_INPUTS, Capture, Operand, Operation, StorageRecord, TensorRecord
 from trady.planner.training_step import input_tensors
 from trady.planner.triggers import TriggerProbes
 
@@ -87,6 +87,8 @@ class Recorder:
             storage = self._claim_one(parameter, "parameter", name)
             self._upstream[storage] |= 1 << len(self._parameters)
             self._parameters.append(name)
+        self._required_bit = 1 << len(self._parameters)
+        self._parameters.append(REQUIRING_INPUTS)
         for name, buffer in model.named_buffers():
             self._claim_one(buffer, "buffer", name)
 
@@ -192,6 +194,8 @@ class Recorder:
             tensors = list(input_tensors(value))
             for tensor in tensors:
                 record = self.record_tensor(tensor)
+                if tensor.requires_grad and not self._upstream[record.storage]:
+                    self._upstream[record.storage] = self._required_bit
                 upstream = self._upstream[record.storage] if tensor.requires_grad else 0
                 operands.append(Operand(name, record, tensor.requires_grad, upstream))
             if not tensors and (value is None or isinstance(value, _PLAIN) or _is_int_list(value)):

@@ -140,9 +140,13 @@ class Trace:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Layers that channels can be drawn from, in order of first use."""
-        always = self.always_trained
-        return tuple(layer for layer in self.all_layers if layer.weight_name not in always)
+        """Layers that channels can be drawn from, in order of first use; their output reaches the loss."""
+        always, reaching = self.always_trained, self.step.reaching_loss
+        return tuple(
+            layer
+            for layer in self.all_layers
+            if layer.weight_name not in always and any(call.operation in reaching for call in layer.calls)
+        )
 
     @cached_property
     def head(self) -> tuple[Layer, ...]:
@@ -159,7 +163,9 @@ class Trace:
     def not_drawn(self) -> dict[str, str]:
         """Why each other parameter of two or more dimensions is not drawn from: name -> reason."""
         refused = Weights(self.dense_step).refused()
-        drawn = {layer.weight_name for layer in self.all_layers}
+        drawn = {layer.weight_name for layer in (*self.layers, *self.head)}
+        refused |= {layer.weight_name: _UNREAD for layer in self.all_layers if layer.weight_name not in drawn}
+        drawn |= self.always_trained
         reasons = {}
         for storage in self.dense_step.storages:
             if storage.kind == "parameter" and len(storage.tensor_shape) >= 2 and storage.name not in drawn:
@@ -190,6 +196,7 @@ class Trace:
         )
 
 
+_UNREAD: Final = "feeds an output that the loss does not read"
 _OTHER_USE: Final = "is not the weight of a convolution or a linear operation, or does not require a gradient"
 
 
@@ -260,7 +267,7 @@ def trace(
     capture = dense.at(batch_size)
     layers = Weights(capture).layers()
     heads = _heads(capture, layers, head)
-    trained = _named_by(train, capture.parameters)
+    trained = _named_by(train, capture.parameters[:-1])
     trainable = {layer.weight_name for layer in layers} | {layer.bias_name for layer in heads} | trained
     lean = record(frozenset(trainable))
     names = tuple(layer.name for layer in heads)

@@ -6,9 +6,10 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, is_differentiable
-from trady.planner.kernels import pack_bits, unpack_bits
+from trady.planner.kernels import masked_gradient, pack_bits, unpack_bits
 
 
 class _Masked(torch.autograd.Function):
@@ -29,19 +30,17 @@ class _Masked(torch.autograd.Function):
         if in_place:
             ctx.mark_dirty(inputs)
         passes = outputs.gt(lower)
-        if upper is not None:
-            passes.logical_and_(outputs.lt(upper))
         ctx.layout, ctx.slope = (passes.shape, passes.stride()), slope
-        ctx.save_for_backward(pack_bits(passes))
+        ctx.save_for_backward(pack_bits(passes, None if upper is None else outputs.lt(upper)))
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient where the output was inside, ``slope`` times it elsewhere."""
         (packed,) = ctx.saved_tensors
         passes = unpack_bits(packed, *ctx.layout)
-        outside = grads[0] * ctx.slope if ctx.slope else 0.0
-        return torch.where(passes, grads[0], outside), None, None, None, None, None
+        return masked_gradient(grads[0], passes, slope=ctx.slope), None, None, None, None, None
 
 
 class _Dropped(torch.autograd.Function):
@@ -66,11 +65,12 @@ class _Dropped(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient of what was not dropped, scaled up."""
         (packed,) = ctx.saved_tensors
         kept = unpack_bits(packed, *ctx.layout)
-        return torch.where(kept, grads[0], 0.0).mul_(ctx.scale), None, None
+        return masked_gradient(grads[0], kept, scale=ctx.scale), None, None
 
 
 def _masked(
@@ -128,7 +128,7 @@ def _hardtanh_(_: Any, func: Any, input: Tensor, min_val: float = -1.0, max_val:
 
 
 def _leaky_relu(_: Any, func: Any, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    if not is_differentiable(input) or negative_slope <= 0:
+    if not is_differentiable(input) or negative_slope < 0:
         return F.leaky_relu(input, negative_slope, inplace)
 
     def out(inputs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from trady.planner import Plan, load_model, make_plan
 from trady.planner.preparing import prepare
@@ -83,10 +84,16 @@ def training_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(training_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a test that trains."""
+def workplace(training_place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory of a test that trains; on one thread, as toys are fastest and processes agree."""
     monkeypatch.chdir(training_place)
-    return training_place
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield training_place
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

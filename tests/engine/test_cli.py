@@ -121,9 +121,9 @@ def test_what_cannot_be(arguments: str, message: str, plan_file: Path, tmp_path:
 def test_a_larger_batch_is_noted_with_both_ledgers(plan_file: Path, tmp_path: Path) -> None:
     found = run(f"{plan_file} {ARGUMENTS} --epochs 1 --batch-size 16 -o {tmp_path / 'a'}")
     assert found.exit_code == 0
-    assert found.stderr.count("Note: Batch of 16 samples, planned for 8") == 1
+    assert found.stderr.count("Note: A batch of 16 samples takes update") == 1
     refused = run(f"{plan_file} {ARGUMENTS} --epochs 1 --batch-size 16 --strict -o {tmp_path / 'b'}")
-    assert refused.exit_code == 1 and "Error: Batch of 16 samples, planned for 8" in refused.stderr
+    assert refused.exit_code == 1 and "Error: A batch of 16 samples takes update" in refused.stderr
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(plan_file: Path, tmp_path: Path) -> None:

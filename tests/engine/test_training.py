@@ -19,8 +19,9 @@ from trady.engine import stepping, training
 from trady.engine.checkpoints import CHECKPOINT_FILE, TUNED_FILE, load_checkpoint
 from trady.engine.outcomes import TrainingReport
 from trady.engine.processes import Processes
+from trady.engine.run_folder import PLAN_FILE
 from trady.engine.run_options import DataOptions, RunOptions, options_for
-from trady.engine.training import PLAN_FILE, train
+from trady.engine.training import train
 from trady.planner import Plan, load_model
 from trady.planner.errors import DataError, EngineError
 from trady.planner.preparing import prepare
@@ -391,9 +392,9 @@ def test_a_function_that_gives_fewer_batches_than_before_is_told(
 
 def test_a_larger_batch_than_planned_is_told(planned: Planned, tmp_path: Path) -> None:
     plan = planned(epochs=1)
-    with pytest.warns(UserWarning, match="Batch of 16 samples, planned for 8"):
+    with pytest.warns(UserWarning, match="A batch of 16 samples takes update"):
         train(plan, options(plan, batch_size=16), tmp_path / "a")
-    with pytest.raises(EngineError, match="Batch of 16 samples, planned for 8"):
+    with pytest.raises(EngineError, match="A batch of 16 samples takes update"):
         train(plan, options(plan, batch_size=16, strict=True), tmp_path / "b")
 
 
@@ -487,7 +488,7 @@ def test_two_processes_are_one_of_the_same_global_batch(planned: Planned, tmp_pa
     plan.save("plan_for_two.json")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = "plan_for_two.json train_nets:without_dropout --data colours.npz --no-augment --lr 0.1"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     two = subprocess.run(
         [*command, "-m", "trady.engine.training", *arguments.split(), "--batch-size", "4", "-o", str(tmp_path / "two")],
         env=environment,
