@@ -5,6 +5,7 @@ and what always trains: nothing is left to do while the slices stay, and a draw 
 Around a model with an engine attached it finds no slices: their gradients are averaged here.
 """
 
+import sys
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -48,6 +49,7 @@ class GradientAverage:
         self._hooked: Any = WeakIdKeyDictionary()
         self._waiting: list[nn.Parameter] = []
         self._averages = False
+        self._group: Any = None
         self._weights_are_equal = False
 
     def before_forward(self, engine: Trained) -> None:
@@ -57,14 +59,14 @@ class GradientAverage:
             EngineError: The wrapper averages parameters that train no longer.
         """
         wrapper = DistributedDataParallel._get_active_ddp_module() if dist.is_available() else None
-        if wrapper is None:
-            self._averages = False
-            return
-        known = None if self._wrapper is None else self._wrapper()
-        if known is not wrapper:
-            self._meet(wrapper, engine)
-        self._check_held(wrapper, engine)
-        self._averages = not self._has_slices and wrapper.require_backward_grad_sync
+        if isinstance(wrapper, DistributedDataParallel):
+            if self._wrapper is None or self._wrapper() is not wrapper:
+                self._meet(wrapper, engine)
+            self._check_held(engine)
+            self._group = wrapper.process_group
+            self._averages = not self._has_slices and wrapper.require_backward_grad_sync
+        else:
+            self._group, self._averages = None, is_sharded(engine.model)
         if self._averages:
             for _, parameter in engine.slices.named_parameters():
                 if parameter not in self._hooked:
@@ -88,7 +90,7 @@ class GradientAverage:
         slices = [parameter for _, parameter in engine.slices.named_parameters()] if self._has_slices else []
         return [*slices, *(parameter for parameter in engine.model.parameters() if parameter.requires_grad)]
 
-    def _check_held(self, wrapper: DistributedDataParallel, engine: Trained) -> None:
+    def _check_held(self, engine: Trained) -> None:
         held, wanted = {id(found()) for found in self._held}, self._averaged_by_wrapper(engine)
         missing = sum(id(parameter) not in held for parameter in wanted)
         if missing or len(held) != len(wanted):
@@ -103,14 +105,18 @@ class GradientAverage:
         """Called when a slice's gradient is complete."""
         if self._averages:
             if not self._waiting:
-                torch.autograd.Variable._execution_engine.queue_callback(self._average)  # type: ignore[attr-defined]
+                torch.autograd.Variable._execution_engine.queue_callback(self._average)
             self._waiting.append(parameter)
 
     def _average(self) -> None:
-        wrapper = None if self._wrapper is None else self._wrapper()
         waiting, self._waiting = self._waiting, []
-        if wrapper is not None:
-            average_([parameter.grad for parameter in waiting if parameter.grad is not None], wrapper.process_group)
+        average_([parameter.grad for parameter in waiting if parameter.grad is not None], self._group)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` was applied to a model; its class is then a made-up one."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 def _broadcast(parameters: Iterable[nn.Parameter], group: Any) -> None:

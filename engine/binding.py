@@ -108,11 +108,12 @@ class DrawnGroup:
         """What the group keeps of an input, made once, and whether that is the whole input."""
         if torch.compiler.is_compiling():
             return (inputs, True) if self.kept[:1] == (True,) else (self._select(inputs, dim), False)
-        known = next((known for known in self._met if known.is_of(inputs)), None)
+        key = _key(inputs, dim)
+        known = next((known for known in self._met if known.is_of(key)), None)
         if known is None:
             position = len(self._met)
             whole = position < len(self.kept) and self.kept[position]
-            known = _Met(StorageWeakRef(inputs.untyped_storage()), _key(inputs), whole)
+            known = _Met(StorageWeakRef(inputs.untyped_storage()), key, whole)
             self._met.append(known)
         if known.whole:
             return inputs, True
@@ -136,13 +137,27 @@ class _Met:
     whole: bool
     stored: Callable[[], Tensor | None] = lambda: None
 
-    def is_of(self, inputs: Tensor) -> bool:
-        return self.key == _key(inputs) and not self.storage.expired()
+    def is_of(self, key: tuple[Any, ...]) -> bool:
+        return self.key == key and not self.storage.expired()
 
 
-def _key(inputs: Tensor) -> tuple[Any, ...]:
-    """What tells two tensors apart while both live; trailing layout only, so that ``[B, T, C]`` and its rows agree."""
-    return inputs.data_ptr(), inputs.numel(), inputs.shape[-1], inputs.stride(-1), inputs.dtype, inputs._version
+def _key(inputs: Tensor, dim: int) -> tuple[Any, ...]:
+    """What tells two tensors apart while both live; where channels come last, ``[B, T, C]`` and its rows agree."""
+    layout = list(zip(inputs.shape, inputs.stride(), strict=True))
+    if dim == inputs.dim() - 1:
+        layout = [*_merged(layout[:-1]), layout[-1]]
+    return inputs.data_ptr(), tuple(layout), inputs.dtype, inputs._version
+
+
+def _merged(layout: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sizes and strides with neighbours that lie one behind the other taken as one dimension."""
+    merged: list[tuple[int, int]] = []
+    for size, stride in layout:
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = (merged[-1][0] * size, stride)
+        elif size != 1:
+            merged.append((size, stride))
+    return merged
 
 
 @dataclass
@@ -239,8 +254,8 @@ class Redirections:
         """Whether a weight trains as a whole."""
         return weight.requires_grad and torch.is_grad_enabled()
 
-    def is_frozen(self, weight: Tensor) -> bool:
-        """Whether a tensor is a frozen parameter, or a view of one."""
+    def is_parameter(self, weight: Tensor) -> bool:
+        """Whether a tensor is a parameter, or a view of one."""
         if torch.compiler.is_compiling():
             return isinstance(weight, nn.Parameter)
         return isinstance(weight._base if weight._is_view() else weight, nn.Parameter)

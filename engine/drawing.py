@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trady.engine.binding import DrawnGroup, DrawnLayer, Redirections, StorageNotes
 from trady.engine.slices import SliceGeometry
 from trady.engine.state import SliceMove
+from trady.planner.errors import EngineError
 from trady.planner.ledger import CostTable, LayerCosts, Ledger
 from trady.planner.schedule import ChannelDraw
 from trady.planner.units import format_bytes
@@ -60,6 +61,17 @@ class _Slice:
 def _state_of(tensor: Tensor) -> tuple[int, int]:
     """Changes when a tensor is written to, or another one takes its place."""
     return id(tensor), tensor._version
+
+
+def _weight_of(model: nn.Module, costs: LayerCosts) -> nn.Parameter:
+    """The weight of a layer, by name: identity breaks under copies and loads."""
+    weight = model.get_parameter(costs.weight_name)
+    if hasattr(weight, "full_tensor"):
+        raise EngineError(
+            f"Weight {costs.weight_name!r} is drawn from and sharded: no process has the whole of a channel. Leave "
+            "such weights whole: fully_shard(model, ignored_params=engine.drawable_weights())."
+        )
+    return weight
 
 
 class DrawnSlices:
@@ -127,7 +139,7 @@ class DrawnSlices:
         for costs in self._table.layers:
             before = old.get(costs.name)
             if costs.name in drawn.channels:
-                weight = model.get_parameter(costs.weight_name)
+                weight = _weight_of(model, costs)
                 channels = torch.as_tensor(drawn.channels[costs.name], dtype=torch.int32, device=weight.device)
                 made = _cut(costs, weight, channels, groups[costs.group], before)
                 self._slices[costs.name] = made
@@ -142,7 +154,7 @@ class DrawnSlices:
         A weight the user replaced or loaded wins over its slice.
         """
         for found in self._slices.values():
-            weight = model.get_parameter(found.costs.weight_name)
+            weight = _weight_of(model, found.costs)
             compact = found.layer.compact
             if _state_of(weight) != found.weight_seen:
                 with torch.no_grad():
@@ -155,7 +167,7 @@ class DrawnSlices:
 
     def redirections(self, model: nn.Module, notes: StorageNotes | None) -> Redirections:
         """What a forward pass of the model is redirected to; weights are looked up by name."""
-        layers = [(found.layer, model.get_parameter(found.costs.weight_name)) for found in self._slices.values()]
+        layers = [(found.layer, _weight_of(model, found.costs)) for found in self._slices.values()]
         return Redirections(layers, notes)
 
     def channel_norms(self) -> Mapping[str, Tensor]:

@@ -136,7 +136,7 @@ def options_for(plan: Plan, given: dict[str, Any]) -> RunOptions:
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     optimizer = OptimizerKind(known.setdefault("optimizer", settings.optimizer))
     epochs = known.setdefault("epochs", settings.epochs)
-    known |= {"optimizer": optimizer}
+    known |= {"optimizer": optimizer} | ({"amp": DType(known["amp"])} if "amp" in known else {})
     defaults: dict[str, Any] = {
         "model": plan.model.source,
         "batch_size": settings.batch_size,

@@ -50,6 +50,12 @@ class Engine(nn.Module):
 
     Known limitations:
         Under ``torch.compile`` gradients are the same, but bytes are the compiler's and not the plan's.
+        ``DistributedDataParallel`` around the engine holds the slices that were drawn when it was made: where a draw
+        changes counts, wrap again after it (the engine says so). Around a model with an engine attached it may stay;
+        the engine then averages the slices itself, which ``join()`` and communication hooks know nothing of.
+        ``fully_shard`` (FSDP2) shards frozen weights and the head, not those drawn from: no process has the whole of
+        their channels. Shard a model with an engine attached and leave out :meth:`drawable_weights`; the sharded
+        parameters need a parameter group of their own, and ``clip_grad_norm_`` a call of its own.
     """
 
     def __init__(
@@ -228,6 +234,7 @@ class Engine(nn.Module):
             EngineError: Gradients wait for a step, the optimizer was not registered, or norms are needed.
         """
         started = time.perf_counter()
+        self._follower.check_held([compact for _, compact in self._slices.named_parameters()])
         norms, notes = self._norms_to_draw_by(batches, loss)
         before = self.channels
         drawn = draw(self.plan, epoch, seed=self.seed, observed=norms)
@@ -273,6 +280,13 @@ class Engine(nn.Module):
     def is_always_trained(self, name: str) -> bool:
         """Whether a parameter of the model trains whatever is drawn."""
         return name in self._always_trained
+
+    def drawable_weights(self) -> set[nn.Parameter]:
+        """Weights of the model that any draw of this plan may take channels of: ``fully_shard`` is to ignore them."""
+        strategy, layers = self.plan.strategy, self.plan.table.layers
+        dynamic = {layers[index].name for index in strategy.eligible} if strategy.name is not Strategy.SOLVER else set()
+        names = dynamic | set(self.plan.chosen) | set(self.channels.channels)
+        return {self.model.get_parameter(layer.weight_name) for layer in layers if layer.name in names}
 
     @property
     def slices(self) -> DrawnSlices:

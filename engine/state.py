@@ -127,14 +127,23 @@ class OptimizerFollower:
                 "The optimizer of this engine is not known, so its state cannot follow the draw. Call "
                 "engine.register(optimizer) once, or engine.register(None) if there is none."
             )
-        held = {id(parameter) for _, group in self._groups() for parameter in group["params"]}
-        named = [(name, parameter) for name, parameter in named_parameters if id(parameter) in held]
-        if held and not named:
+        named = list(named_parameters)
+        self.check_held([parameter for _, parameter in named])
+        held = self._held()
+        self._check_gradients([(name, parameter) for name, parameter in named if id(parameter) in held])
+
+    def check_held(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Refuse optimizers that were built from other parameters.
+
+        Raises:
+            EngineError: The registered optimizers hold none of these.
+        """
+        held = self._held()
+        if held and parameters and not any(id(parameter) in held for parameter in parameters):
             raise EngineError(
-                "The registered optimizer holds none of the engine's parameters, so nothing would train. "
+                "The registered optimizer holds none of the engine's slices, so no drawn channel would train. "
                 "Build it from engine.parameters(), not from model.parameters()."
             )
-        self._check_gradients(named)
 
     def move(self, moves: Sequence[SliceMove], order: Iterable[nn.Parameter] = ()) -> list[str]:
         """Let state and parameter groups follow a draw, and drop gradients of changed slices.
@@ -194,6 +203,10 @@ class OptimizerFollower:
             optimizer = reference()
             for index, group in enumerate([] if optimizer is None else optimizer.param_groups):
                 yield _Home(place, index), group
+
+    def _held(self) -> set[int]:
+        """Identities of the parameters of all registered optimizers."""
+        return {id(parameter) for _, group in self._groups() for parameter in group["params"]}
 
     def _remember_gradients(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After a step: mark the gradients it has used, with their version; a new gradient carries no mark."""

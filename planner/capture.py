@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from trady.planner.errors import TracingError
+from trady.planner.lifetimes import LifetimeRecorder, Lifetimes
 from trady.planner.options import MemoryFormat, NormMode
 from trady.planner.recording import Recorder
 from trady.planner.records import Capture
@@ -129,14 +130,56 @@ class FakeModel:
         Raises:
             TracingError: The step cannot run on fake tensors, or no parameter reaches the loss.
         """
-        for name, parameter in self._model.named_parameters():
-            parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
+        self._train(trainable)
         with self._mode:
-            example_size = batch_size_of(inputs)
-            batch = [_fake_batch(nested, example_size, batch_size, self._settings) for nested in (inputs, targets)]
+            batch = self._batch(inputs, targets, batch_size)
             with _unpacked_sequences(inputs):
                 found, is_lasting = self._try_record(batch, batch_size, loss)
                 return found if is_lasting else self._try_record(batch, batch_size, loss)[0]
+
+    def lifetimes(
+        self,
+        inputs: Inputs,
+        batch_size: int,
+        *,
+        targets: Any = None,
+        loss: LossFunction | None = None,
+        trainable: frozenset[str] | None = None,
+    ) -> Lifetimes:
+        """Record when the memory of one training step is released; arguments as for :meth:`capture`.
+
+        Raises:
+            TracingError: The step or its backward pass cannot run on fake tensors.
+        """
+        self._train(trainable)
+        with self._mode, _unpacked_sequences(inputs):
+            try:
+                return self._lifetimes(self._batch(inputs, targets, batch_size), batch_size, loss)
+            except Exception as error:
+                raise TracingError(f"The backward pass cannot be followed on fake tensors: {error}") from error
+
+    def _lifetimes(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> Lifetimes:
+        inputs, targets = batch
+        recorder = LifetimeRecorder(self._model, batch)
+        with self._settings.autocast():
+            with recorder:
+                outputs = call_model(self._model, inputs)
+            if targets is None and (loss is not None or own_loss(outputs) is None):
+                targets = synthetic_targets(outputs)
+                recorder.claim(targets)
+            with recorder:
+                value = step_loss(outputs, targets, loss)
+        with recorder:
+            recorder.backward(value)
+        return recorder.finish(batch_size)
+
+    def _train(self, trainable: frozenset[str] | None) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(self._requires_grad[name] and (trainable is None or name in trainable))
+
+    def _batch(self, inputs: Inputs, targets: Any, batch_size: int) -> list[Any]:
+        example_size = batch_size_of(inputs)
+        return [_fake_batch(nested, example_size, batch_size, self._settings) for nested in (inputs, targets)]
 
     def _try_record(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> tuple[Capture, bool]:
         """A recording, and whether the next step runs the same operations: a first one may fill in buffers."""

@@ -14,6 +14,7 @@ from trady.planner.ledger import CostTable, Ledger
 from trady.planner.options import DType, OptimizerKind, Scope, Strategy
 from trady.planner.plan import SolverRecord, StrategyRecord
 from trady.planner.priorities import LayerPriority, Priorities
+from trady.planner.refining import RefinedTable
 from trady.planner.schemes import scheme_named
 from trady.planner.solving import Limits, Selection, SolverStatus, solve, solver_version
 from trady.planner.strategies import STRATEGIES, LayerRule, eligible_layers, scheme_counts
@@ -22,6 +23,8 @@ from trady.planner.units import format_bytes
 
 #: Draws the solver's value looks ahead: the best of the first experiments (DESIGN, section 3).
 DEFAULT_HORIZON: Final = 4.0
+#: Times that a budget of the peak is solved anew after kernels were measured.
+_MOST_ROUNDS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,6 @@ class Request:
             PlanError: Options contradict each other or are out of range.
         """
         rules = (
-            (
-                self.scope is not Scope.PEAK,
-                "Scope 'peak' is not predicted yet: the workspace line needs the engine's measurements. "
-                "Use 'training', which leaves out weights, the batch and the workspace.",
-            ),
             (
                 self.dtype is not DType.INT8 or self.scope is Scope.UPDATE,
                 "Element type 'int8' is accounting for scope 'update' only. Use --scope update.",
@@ -155,14 +153,21 @@ def _num_norms(priorities: Priorities, layer: Layer) -> int:
     return 0 if found is None else len(found.channel_norms)
 
 
-def check_some_layer_fits(table: CostTable, request: Request) -> None:
+def check_some_layer_fits(tables: RefinedTable, request: Request) -> None:
     """Tell a hopeless budget before the work.
 
     Raises:
         BudgetError: No layer fits; the smallest budget that trains one is named.
+        PlanError: The budget is of the peak, and the peak is not known.
     """
-    if _least_bytes(table, request, _cheapest(table, request)) > request.budget_bytes:
-        raise no_layer_fits(table, request)
+    if request.scope is Scope.PEAK and tables.table.gradient_storages is None:
+        raise PlanError(f"{tables.note} Use --scope training.")
+    while True:
+        cheapest = _cheapest(tables.table, request)
+        if _least_bytes(tables.table, request, cheapest) <= request.budget_bytes:
+            return
+        if request.scope is not Scope.PEAK or not tables.refine(_least_counts(tables.table, request, cheapest)):
+            raise no_layer_fits(tables.table, request)
 
 
 def _cheapest(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> int:
@@ -195,7 +200,7 @@ def _first_reason(traced: Trace) -> str:
 
 def choose_channels(
     request: Request,
-    table: CostTable,
+    tables: RefinedTable,
     priorities: Sequence[LayerPriority],
     model: nn.Module,
     static_counts: Sequence[int],
@@ -204,7 +209,7 @@ def choose_channels(
 
     Args:
         request: Budget, scope, strategy and bounds.
-        table: Costs of the candidate layers.
+        tables: Costs of the candidate layers; its peak is made exact for what is chosen.
         priorities: One entry per layer of the table, in its order.
         model: Its weights rank the channels of a static scheme.
         static_counts: What :func:`scheme_counts_of` gave, for ``su``.
@@ -216,7 +221,8 @@ def choose_channels(
         BudgetError: The budget trains no layer.
     """
     if request.strategy is Strategy.SOLVER:
-        return _solved(request, table, priorities)
+        return _solved_exactly(request, tables, priorities)
+    table = tables.table
     rule = STRATEGIES[request.strategy]
     solver = SolverRecord(status="drawn", value=0.0, bound=1.0, gap=0.0, horizon=1.0, ortools_version="")
     if rule.layers is not LayerRule.SCHEME:
@@ -228,6 +234,18 @@ def choose_channels(
     }
     record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
     return Choice(record, solver, tuple(static_counts))
+
+
+def _solved_exactly(request: Request, tables: RefinedTable, priorities: Sequence[LayerPriority]) -> Choice:
+    """Solve; a budget of the peak anew where kernels at the peak of the solution had not been measured."""
+    if request.scope is Scope.PEAK:
+        tables.refine_within(request.budget_bytes)
+    choice = _solved(request, tables.table, priorities)
+    for _ in range(_MOST_ROUNDS):
+        if not tables.refine(choice.counts) or request.scope is not Scope.PEAK:
+            break
+        choice = _solved(request, tables.table, priorities)
+    return choice
 
 
 def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
@@ -256,13 +274,13 @@ def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriori
 
 
 def scheme_counts_of(
-    request: Request, table: CostTable, scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]
+    request: Request, tables: RefinedTable, scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]
 ) -> list[int]:
     """Channels per layer of a static scheme; none for other strategies.
 
     Args:
         request: Budget, scope and strategy.
-        table: Costs of the candidate layers.
+        tables: Costs of the candidate layers.
         scheme: Layer name -> ratio, or the name of a published scheme.
         convolutions: The model's convolutions by name, in order: published schemes count them.
 
@@ -270,6 +288,7 @@ def scheme_counts_of(
         BudgetError: The scheme needs more than the budget.
         StrategyError: The scheme is missing or does not fit the model.
     """
+    table = tables.table
     if request.strategy is not Strategy.SU:
         return [0] * len(table.layers)
     if scheme is None:
@@ -286,7 +305,8 @@ def scheme_counts_of(
             )
         scheme = {convolutions[place]: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)}
     counts = scheme_counts(table, scheme)
-    needed = table.scope_bytes(counts, request.scope)
+    tables.refine(counts)
+    needed = tables.table.scope_bytes(counts, request.scope)
     if needed > request.budget_bytes:
         raise BudgetError(
             f"Scheme needs {needed} B in scope {request.scope.value!r}, above the budget of "
@@ -318,11 +338,31 @@ def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | 
             f"{least} MACs. Raise --max-backward-macs."
         )
     counts = _least_counts(table, request, cheapest)
+    if request.scope is Scope.PEAK:
+        return _peak_error(table, request, cheapest, needed)
     parts = _parts(table.ledger(counts), request.scope)
     channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
     return BudgetError(
         f"Budget {format_bytes(request.budget_bytes)} trains no layer: the cheapest, {layer.name!r}, needs "
         f"{format_bytes(needed)} ({needed} B) for {channels} ({parts}). Raise --budget or lower --batch-size."
+    )
+
+
+def _peak_error(table: CostTable, request: Request, cheapest: int, needed: int) -> BudgetError:
+    """A budget of the peak says what a forward pass alone takes: below that nothing but a smaller batch helps."""
+    layer, inference = table.layers[cheapest], table.peak_model.inference_bytes()
+    budget = format_bytes(request.budget_bytes)
+    alone = f"Inference alone peaks at {format_bytes(inference)} ({inference} B) at batch size {table.batch_size}"
+    if inference > request.budget_bytes:
+        return BudgetError(
+            f"Budget {budget} does not hold the model even without training. {alone}. "
+            f"Lower --batch-size, or raise --budget to {format_bytes(needed)} ({needed} B), at which "
+            f"{layer.name!r} trains."
+        )
+    channels = min(request.min_channels, layer.in_channels)
+    return BudgetError(
+        f"Budget {budget} trains no layer: the cheapest, {layer.name!r}, peaks at {format_bytes(needed)} ({needed} B) "
+        f"with {channels} channel{'s' if channels > 1 else ''}. {alone}. Raise --budget or lower --batch-size."
     )
 
 

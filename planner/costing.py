@@ -15,8 +15,10 @@ from trady.planner.ledger import (
     OperationCosts,
     Upstream,
 )
+from trady.planner.memory_costs import MemoryCosts, is_redundant_clone
 from trady.planner.options import DType, OptimizerKind
-from trady.planner.records import Capture, Operation
+from trady.planner.records import REQUIRING_INPUTS, Capture, Operation
+from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import Trace
 
 #: Optimizer state per trained element, in elements, and per trained tensor, in bytes (Adam's float32 step count).
@@ -25,6 +27,13 @@ OPTIMIZER_STATE: Final = {
     OptimizerKind.MOMENTUM: (1, 0),
     OptimizerKind.ADAM: (2, 4),
     OptimizerKind.ADAMW: (2, 4),
+}
+#: Copies of one trained tensor that a step works in: Adam's denominator.
+OPTIMIZER_COPIES: Final = {
+    OptimizerKind.SGD: 0,
+    OptimizerKind.MOMENTUM: 0,
+    OptimizerKind.ADAM: 2,
+    OptimizerKind.ADAMW: 2,
 }
 ATTENTION: Final = frozenset(
     {
@@ -44,6 +53,7 @@ def build_cost_table(
     optimizer: OptimizerKind,
     dtype: DType | None = None,
     train_bias: bool = False,
+    memory: StepMemory | None = None,
 ) -> CostTable:
     """What a step of the traced model can cost, as a function of the channels drawn from ``layers``.
 
@@ -53,33 +63,45 @@ def build_cost_table(
         optimizer: What is kept for each trained element.
         dtype: ``int8`` charges activations and weight gradients 1 byte and biases 4; else the trace's own sizes.
         train_bias: Whether the bias of a drawn layer trains with it.
+        memory: When the step's memory is released, and what kernels work in; without it no peak is known.
     """
-    builder = _TableBuilder(trace, layers, optimizer, dtype is DType.INT8, train_bias)
+    builder = _TableBuilder(trace, layers, optimizer, dtype is DType.INT8, train_bias, memory)
     return builder.build()
 
 
 class _TableBuilder:
     def __init__(
-        self, trace: Trace, layers: Sequence[Layer], optimizer: OptimizerKind, int8: bool, train_bias: bool
+        self,
+        trace: Trace,
+        layers: Sequence[Layer],
+        optimizer: OptimizerKind,
+        int8: bool,
+        train_bias: bool,
+        memory: StepMemory | None,
     ) -> None:
         self._trace, self._step, self._layers = trace, trace.step, tuple(layers)
         self._per_element, self._per_tensor = OPTIMIZER_STATE[optimizer]
         self._int8, self._train_bias = int8, train_bias
+        self._memory = memory
+        self._costs: MemoryCosts | None = None
+        self._copies = OPTIMIZER_COPIES[optimizer]
         bit_of = {name: bit for bit, name in enumerate(self._step.parameters)}
         self._layer_bits = {bit_of[layer.weight_name]: index for index, layer in enumerate(self._layers)}
-        self._always_bits = sum(1 << bit_of[name] for name in trace.always_trained)
+        self._always_bits = sum(1 << bit_of[name] for name in (*trace.always_trained, REQUIRING_INPUTS))
         self._upstreams: dict[tuple[int, bool], int] = {}
         self._reduced: dict[int, int | None] = {}
         self._storages: dict[int, int] = {}
 
     def build(self) -> CostTable:
         self._storages = {storage: place for place, storage in enumerate(self._allocated())}
+        self._costs = self._memory_costs()
         operations = self._operations()
         groups = list(dict.fromkeys(layer.inputs for layer in self._layers))
         place_of = {inputs: index for index, inputs in enumerate(groups)}
         layers = tuple(self._layer_costs(layer, place_of[layer.inputs]) for layer in self._layers)
         input_groups = tuple(self._group(layer) for layer in self._one_of_each(groups))
         parameters = [storage for storage in self._trace.dense_step.storages if storage.kind == "parameter"]
+        flows = None if self._costs is None else self._costs.gradient_storages()
         return CostTable(
             batch_size=self._step.batch_size,
             layers=layers,
@@ -95,6 +117,23 @@ class _TableBuilder:
             dense_optimizer_bytes=sum(
                 storage.num_bytes * self._per_element + self._per_tensor for storage in parameters
             ),
+            gradient_storages=flows,
+            optimizer_copies=0 if self._costs is None else self._copies,
+            largest_always_trained_bytes=0 if self._costs is None else self._costs.largest_always_trained(),
+        )
+
+    def _memory_costs(self) -> MemoryCosts | None:
+        if self._memory is None:
+            return None
+        return MemoryCosts(
+            self._step,
+            self._trace.weights,
+            self._memory.lifetimes,
+            self._memory.workspaces,
+            self._layers,
+            self._upstream,
+            self._storages,
+            self._trace.always_trained,
         )
 
     def _one_of_each(self, groups: Sequence[object]) -> Iterable[Layer]:
@@ -167,8 +206,11 @@ class _TableBuilder:
         return self._upstreams.setdefault((layer_bits, False), len(self._upstreams))
 
     def _allocated(self) -> Iterable[int]:
+        """Storages the forward pass makes, autograd's copies of what is overwritten left out."""
         seen: dict[int, None] = {}
-        for operation in self._step.operations:
+        for place, operation in enumerate(self._step.operations):
+            if is_redundant_clone(self._step.operations, place):
+                continue
             for output in operation.outputs:
                 if self._step.storages[output.storage].kind == "activation":
                     seen[output.storage] = None
@@ -186,34 +228,27 @@ class _TableBuilder:
                     storage=None if kept.storage is None else self._storages.get(kept.storage),
                 )
                 kept_by_operation.setdefault(kept.operation, []).append(entry)
-        last_read, first_written = self._lifetimes()
+        first_written = self._by_first_writer()
         return tuple(
             OperationCosts(
                 target=operation.target.removeprefix("aten::"),
                 module=operation.module,
                 allocates=tuple(first_written.get(index, ())),
-                last_reads=tuple(last_read.get(index, ())),
                 kept=tuple(kept_by_operation.get(index, ())),
                 macs=operation_macs(operation),
                 gradients=self._gradients(operation),
+                **({} if self._costs is None else self._costs.of(index)),
             )
             for index, operation in enumerate(self._step.operations)
         )
 
-    def _lifetimes(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        last: dict[int, int] = {}
+    def _by_first_writer(self) -> dict[int, list[int]]:
         first: dict[int, int] = {}
         for index, operation in enumerate(self._step.operations):
             for output in operation.outputs:
                 first.setdefault(output.storage, index)
-                last[output.storage] = index
-            for operand in operation.operands:
-                last[operand.tensor.storage] = index
-        return self._by_operation(last), self._by_operation(first)
-
-    def _by_operation(self, moment: dict[int, int]) -> dict[int, list[int]]:
         grouped: dict[int, list[int]] = {}
-        for storage, index in moment.items():
+        for storage, index in first.items():
             if storage in self._storages:
                 grouped.setdefault(index, []).append(self._storages[storage])
         return grouped

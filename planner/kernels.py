@@ -243,9 +243,11 @@ def conv_input_gradient(grad: Tensor, weight: Tensor, input_size: Sequence[int],
         ``[B, C_in, *input_size]``.
     """
     if how.transposed:
-        return torch.convolution(
+        found = torch.convolution(
             grad, weight, None, how.stride, how.padding, how.dilation, False, [0] * len(how.stride), how.groups
         )
+        # Output padding of a stride or more, which dilation allows, has windows that no input stands for.
+        return found[(..., *(slice(size) for size in input_size))]
     kernel, output_size = weight.shape[2:], grad.shape[2:]
     left_over = [
         size - ((out - 1) * step - 2 * pad + dilation * (window - 1) + 1)
@@ -300,6 +302,11 @@ def conv_slice_gradient(
     return _weight_gradient(needed, stored, shape, how, number).reshape(tuple(slice_shape))
 
 
+def conv_weight_gradient(grad: Tensor, inputs: Tensor, weight_shape: tuple[int, ...], how: Convolution) -> Tensor:
+    """Gradient of a convolution's whole weight, of ``weight_shape``."""
+    return _weight_gradient(grad, inputs, weight_shape, how, how.groups)
+
+
 def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: Convolution, groups: int) -> Tensor:
     stand_in = grad.new_empty(1).expand(shape)
     stride = how.stride
@@ -332,4 +339,4 @@ def _skips_positions(how: Convolution, shape: tuple[int, ...]) -> bool:
 
 def bias_gradient(grad: Tensor, channel_dim: int) -> Tensor:
     """Sum over all but the output channels."""
-    return grad.sum([dim for dim in range(grad.dim()) if dim != channel_dim])
+    return grad.sum([dim for dim in range(grad.dim()) if dim != channel_dim]) if grad.dim() > 1 else grad

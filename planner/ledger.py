@@ -6,16 +6,22 @@ number of channels drawn per layer follow all lines of the ledger, to the byte.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from trady.planner.errors import PlanError
 from trady.planner.options import Scope
+
+if TYPE_CHECKING:
+    from trady.planner.peaks import PeakModel
 
 Count = Annotated[int, Field(ge=0)]
 
 #: Bytes of one drawn channel's index (int32).
 INDEX_BYTES: Final = 4
+#: Channels that kernels of slice gradients work on at a time.
+SLICE_BLOCK: Final = 8
 
 
 class Record(BaseModel):
@@ -141,30 +147,103 @@ class KeptBytes(Record):
     storage: Count | None
 
 
+class BackwardCosts(Record):
+    """The gradient of an operation's operands that are activations.
+
+    Args:
+        upstream: Index of the upstream that makes it run.
+        workspace: Bytes it works in, beside the gradients it takes and gives.
+    """
+
+    upstream: Count
+    workspace: Count
+
+
+class SliceCosts(Record):
+    """What the gradient of ``n`` drawn channels works in: ``base + n * channel + ceil(n / 8) * block`` bytes.
+
+    Args:
+        layer: Index of the layer.
+        base: Whatever the channels.
+        channel: For each channel.
+        block: For each 8 channels begun.
+        completes: Whether the slice's gradient lives from here on; a weight used twice makes a second one for a moment.
+    """
+
+    layer: Count
+    base: Count
+    channel: Count
+    block: Count
+    completes: bool = True
+
+
+class GradientBytes(Record):
+    """Memory of gradients of activations.
+
+    Args:
+        num_bytes: Its size.
+        born: Operation whose backward makes it.
+        uses: ``(operation, upstream)``, the last operation first: it is needed until that operation's backward has
+            run, while anything of the upstream trains.
+    """
+
+    num_bytes: Count
+    born: Count
+    uses: tuple[tuple[Count, Count], ...]
+
+
 class OperationCosts(Record):
-    """One operation of the forward pass.
+    """One operation of the forward pass; in a file, what is zero or empty is left out.
 
     Args:
         target: Operation name.
         module: Module path.
         allocates: Storages it writes first.
-        last_reads: Storages nothing reads after it in the forward pass.
+        frees: Storages that nothing but autograd holds once it is done.
         kept: What it keeps for backward.
         macs: Forward multiply-adds.
         gradients: Index of the upstream of each factor whose gradient costs ``macs`` more.
+        workspace: Bytes its kernel works in beside operands and results.
+        recording: The same where it is recorded for backward (masks before they are packed).
+        recorded_when: Index of the upstream that makes it be recorded.
+        stores: ``(group, input)`` pairs whose drawn channels are stored when it runs.
+        slices: Slice gradients in its backward.
+        backwards: Gradients towards activations in its backward.
+        always_gradients: Gradients of always-trained parameters made in its backward.
     """
 
     target: str
     module: str
     allocates: tuple[Count, ...] = ()
-    last_reads: tuple[Count, ...] = ()
+    frees: tuple[Count, ...] = ()
     kept: tuple[KeptBytes, ...] = ()
     macs: Count = 0
     gradients: tuple[Count, ...] = ()
+    workspace: Count = 0
+    recording: Count = 0
+    recorded_when: Count | None = None
+    stores: tuple[tuple[Count, Count], ...] = ()
+    slices: tuple[SliceCosts, ...] = ()
+    backwards: tuple[BackwardCosts, ...] = ()
+    always_gradients: Count = 0
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Hundreds of operations: what says nothing is not written."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if (tuple(value) if isinstance(value, list) else value) != fields[name].default
+        }
 
 
 class Lines(Record):
-    """The ledger's lines, in bytes; ``None`` where not predicted yet."""
+    """The ledger's lines, in bytes.
+
+    ``workspace`` is what makes the lines add up to the peak. It is negative where some of them never live together
+    (gradients come when activations are gone), and ``None`` where the step's lifetimes are not known.
+    """
 
     gradients: Count
     saved_activations: Count
@@ -175,7 +254,7 @@ class Lines(Record):
     residuals: Count
     weights: Count
     inputs: Count
-    workspace: Count | None = None
+    workspace: int | None = None
 
 
 UPDATE_LINES: Final = ("gradients", "saved_activations", "optimizer_state", "draw_index")
@@ -184,11 +263,22 @@ PEAK_LINES: Final = (*TRAINING_LINES, "weights", "inputs", "workspace")
 
 
 class Scopes(Record):
-    """Sums of lines that a budget can hold, in bytes; the peak is ``None`` until the workspace is predicted."""
+    """Sums of lines that a budget can hold, in bytes; the peak is ``None`` where the workspace is."""
 
     update: Count
     training: Count
     peak: Count | None = None
+
+    def of(self, scope: Scope) -> int:
+        """Bytes of a scope.
+
+        Raises:
+            PlanError: The peak is not known.
+        """
+        found: int | None = getattr(self, scope.value)
+        if found is None:
+            raise PlanError("The peak of this step is not known. Use scope 'training'.")
+        return found
 
 
 class Ledger(Record):
@@ -222,6 +312,9 @@ class CostTable(Record):
         dense_saved_bytes: What autograd keeps when the whole model trains.
         dense_gradient_bytes: Gradients of the whole model.
         dense_optimizer_bytes: Optimizer state of the whole model.
+        gradient_storages: Memory of gradients of activations; ``None`` where lifetimes are not known.
+        optimizer_copies: Copies of the largest trained tensor that the optimizer's step works in.
+        largest_always_trained_bytes: Largest of the always-trained parameters.
     """
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -236,29 +329,43 @@ class CostTable(Record):
     dense_saved_bytes: Count
     dense_gradient_bytes: Count
     dense_optimizer_bytes: Count
+    gradient_storages: tuple[GradientBytes, ...] | None = None
+    optimizer_copies: Count = 0
+    largest_always_trained_bytes: Count = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "CostTable":
         """Every index must point into the table it belongs to."""
-        kept = [entry for operation in self.operations for entry in operation.kept]
+        operations, flows = self.operations, self.gradient_storages or ()
+        kept = [entry for operation in operations for entry in operation.kept]
         used = {
-            "input group": ([layer.group for layer in self.layers], len(self.groups)),
+            "input group": (
+                [layer.group for layer in self.layers] + [group for found in operations for group, _ in found.stores],
+                len(self.groups),
+            ),
             "upstream": (
                 [tensor.kept_by for group in self.groups for tensor in group.inputs if tensor.kept_by is not None]
                 + [entry.upstream for entry in kept]
-                + [upstream for operation in self.operations for upstream in operation.gradients],
+                + [upstream for found in operations for upstream in found.gradients]
+                + [found.recorded_when for found in operations if found.recorded_when is not None]
+                + [entry.upstream for found in operations for entry in found.backwards]
+                + [upstream for flow in flows for _, upstream in flow.uses],
                 len(self.upstreams),
             ),
             "storage": (
                 [entry.storage for entry in kept if entry.storage is not None]
-                + [
-                    storage
-                    for operation in self.operations
-                    for storage in (*operation.allocates, *operation.last_reads)
-                ],
+                + [storage for found in operations for storage in (*found.allocates, *found.frees)],
                 len(self.storages),
             ),
-            "layer": ([last for found in self.upstreams for _, last in found.layers], len(self.layers)),
+            "operation": (
+                [flow.born for flow in flows] + [until for flow in flows for until, _ in flow.uses],
+                len(operations),
+            ),
+            "layer": (
+                [last for found in self.upstreams for _, last in found.layers]
+                + [entry.layer for found in operations for entry in found.slices],
+                len(self.layers),
+            ),
         }
         for what, (indices, number) in used.items():
             if max(indices, default=-1) >= number:
@@ -297,7 +404,45 @@ class CostTable(Record):
             weights=self.weight_bytes,
             inputs=self.input_bytes,
         )
-        return Ledger.of(lines)
+        if self.gradient_storages is None:
+            return Ledger.of(lines)
+        rest = sum(getattr(lines, name) for name in PEAK_LINES if name != "workspace")
+        peak = self.lasting_bytes(counts, drawn) + self.peak_model.moving_bytes(counts, drawn)
+        return Ledger.of(lines.model_copy(update={"workspace": peak - rest}))
+
+    def lasting_bytes(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> int:
+        """What lives all through the step: weights, the batch, slices, indices, optimizer state, trained biases.
+
+        Args:
+            counts: Channels per layer.
+            stored: Channels stored per input group; by default draws are nested.
+        """
+        drawn = self.group_counts(counts) if stored is None else stored
+        layers = sum(
+            count * (layer.active_weight_bytes + layer.optimizer_bytes)
+            + layer.optimizer_tensor_bytes
+            + layer.bias_bytes
+            for layer, count in zip(self.layers, counts, strict=True)
+            if count
+        )
+        return self.lasting_always_bytes + layers + INDEX_BYTES * sum(drawn.values())
+
+    @property
+    def lasting_always_bytes(self) -> int:
+        """What lives all through a step that draws nothing."""
+        state = self.always_trained_bytes - sum(operation.always_gradients for operation in self.operations)
+        return self.weight_bytes + self.input_bytes + state
+
+    @cached_property
+    def peak_model(self) -> "PeakModel":
+        """Every moment of the step.
+
+        Raises:
+            ValueError: Lifetimes are not known.
+        """
+        from trady.planner.peaks import PeakModel  # numpy, which most readers of a plan do not need
+
+        return PeakModel(self)
 
     def active_bits(self, counts: Sequence[int]) -> int:
         """Bit set of the layers with channels drawn."""
@@ -368,8 +513,7 @@ class CostTable(Record):
 
     def scope_bytes(self, counts: Sequence[int], scope: Scope) -> int:
         """Bytes the budget of that scope is held against."""
-        scopes = self.ledger(counts).scopes
-        return scopes.training if scope is Scope.TRAINING else scopes.update
+        return self.ledger(counts).scopes.of(scope)
 
     def index_of(self, layer_name: str) -> int:
         """Position of a layer in the table."""

@@ -282,7 +282,7 @@ def _check_figures(path: str | Path, plan: Plan) -> None:
     """The draw of the first epoch and its ledger must come out as written."""
     first = draw(plan, 0)
     ledger = first.ledger(plan.table)
-    spent = ledger.scopes.training if plan.settings.scope is Scope.TRAINING else ledger.scopes.update
+    spent = ledger.scopes.of(plan.settings.scope)
     problem = ""
     if first.counts(plan.table) != plan.counts:
         problem = "counts are not those of its first draw"

@@ -29,10 +29,13 @@ from trady.planner.costing import build_cost_table
 from trady.planner.coverage import coverage_value
 from trady.planner.errors import PlanError
 from trady.planner.layers import FORWARD_CONVOLUTIONS
+from trady.planner.ledger import CostTable
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
+from trady.planner.refining import RefinedTable
 from trady.planner.schedule import draw
+from trady.planner.step_memory import StepMemory
 from trady.planner.strategies import STRATEGIES
 from trady.planner.tracing import Trace, trace
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
@@ -98,8 +101,8 @@ def make_plan(
         model: The module, its head already the wanted one (:func:`trady.planner.heads.replace_head`).
         inputs: Example inputs: a tensor ``[B, ...]``, positional arguments, or keyword arguments.
         budget: Bytes, or text such as ``"256KB"``.
-        scope: What the budget holds: ``"update"`` (the drawn channels' own memory) or ``"training"`` (all that
-            training adds to inference's weights).
+        scope: What the budget holds: ``"update"`` (the drawn channels' own memory), ``"training"`` (all that
+            training adds to inference's weights) or ``"peak"`` (the most that is live at any moment of a step).
         batch_size: Samples of a micro-batch; by default those of ``inputs``.
         optimizer: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
         epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
@@ -168,10 +171,17 @@ def make_plan(
     _check_same_model(traced, model)
     traced = traced.at(size)
     layers = candidate_layers(traced, _patterns(only), _patterns(exclude), max_depth)
-    table = build_cost_table(traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias)
-    check_some_layer_fits(table, request)
+
+    def build(memory: StepMemory | None) -> CostTable:
+        return build_cost_table(
+            traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias, memory=memory
+        )
+
+    say("Following what the step releases")
+    tables = RefinedTable(traced, build, measure=not any(parameter.is_meta for parameter in model.parameters()))
+    check_some_layer_fits(tables, request)
     convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
-    counts = scheme_counts_of(request, table, scheme, convolutions)
+    counts = scheme_counts_of(request, tables, scheme, convolutions)
     origin = source or ModelSource()
     if priorities is None:
         say("Finding priorities without data")
@@ -180,7 +190,7 @@ def make_plan(
         priorities = priorities()
     found = priorities_of(layers, priorities)
     say("Choosing layers and channels")
-    chosen = choose_channels(request, table, found, model, counts)
+    chosen = choose_channels(request, tables, found, model, counts)
     plan = Plan(
         model=_model_record(model, inputs, traced, origin),
         settings=(settings := _settings(request, traced, train_bias)),
@@ -194,14 +204,14 @@ def make_plan(
         ),
         solver=chosen.solver,
         counts=chosen.counts,
-        ledger=table.ledger(chosen.counts),
+        ledger=tables.table.ledger(chosen.counts),
         norms=tuple(_short(layer.channel_norms) for layer in found),
-        table=table,
+        table=tables.table,
         not_drawn=traced.not_drawn,
         unaccounted=traced.unaccounted,
-        notes=_notes(traced, priorities, settings),
+        notes=_notes(traced, priorities, settings, tables.note),
     )
-    return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, request)
+    return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, request, tables)
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -246,9 +256,12 @@ def _dtype_named(dtype: torch.dtype | None) -> DType | None:
     return None if dtype is None else DType(str(dtype).removeprefix("torch."))
 
 
-def _with_first_draw(plan: Plan, request: Request) -> Plan:
+def _with_first_draw(plan: Plan, request: Request, tables: RefinedTable) -> Plan:
     """Counts, value and ledger of the first epoch, for strategies whose draw is not the solver's."""
     first = draw(plan, 0)
+    while tables.refine(first.counts(plan.table)):
+        plan = plan.model_copy(update={"table": tables.table})
+        first = draw(plan, 0)
     counts = first.counts(plan.table)
     if not any(counts):
         raise no_layer_fits(plan.table, request, plan.strategy.eligible)
@@ -337,7 +350,7 @@ def _model_record(model: nn.Module, inputs: Inputs, traced: Trace, source: Model
     )
 
 
-def _notes(traced: Trace, priorities: Priorities, settings: Settings) -> tuple[str, ...]:
+def _notes(traced: Trace, priorities: Priorities, settings: Settings, peak_note: str) -> tuple[str, ...]:
     notes = [f"Priorities {TRUST[priorities.source]}."]
     if not traced.head_names:
         notes.append("No head was found: nothing but the drawn channels trains. Name it with --head.")
@@ -345,7 +358,7 @@ def _notes(traced: Trace, priorities: Priorities, settings: Settings) -> tuple[s
         notes.append("Planned for CUDA without a CUDA device: kernels there may keep other workspaces.")
     if settings.dtype is DType.INT8:
         notes.append("int8 is accounting: PyTorch trains in floating point.")
-    return tuple(notes)
+    return tuple([*notes, peak_note] if peak_note else notes)
 
 
 def _silent(_: str) -> None:

@@ -1,12 +1,45 @@
 """A budget spent channel by channel, in the ledger's bytes, fast enough for thousands of draws."""
 
 from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
 
 from trady.planner.ledger import INDEX_BYTES, CostTable
 from trady.planner.options import Scope
+from trady.planner.peaks import Bytes, with_margin
 
 
-class Purse:
+class Purse(Protocol):
+    """What is left of a budget after some channels were taken."""
+
+    counts: list[int]
+
+    def take(self, index: int, channel: int | None = None) -> bool:
+        """Take one more channel of a layer if it fits; ``None`` for the next of the group's permutation."""
+
+    @property
+    def left(self) -> int:
+        """Bytes not spent yet."""
+
+    def cheapest(self, eligible: Sequence[int]) -> int:
+        """The least any channel of these layers can cost, in bytes."""
+
+
+def open_purse(table: CostTable, scope: Scope, budget_bytes: int) -> Purse:
+    """A full purse.
+
+    Args:
+        table: Costs.
+        scope: What the budget holds.
+        budget_bytes: What there is to spend.
+    """
+    if scope is Scope.PEAK:
+        return PeakPurse(table, budget_bytes)
+    return LinePurse(table, scope, budget_bytes)
+
+
+class LinePurse:
     """What is left of a budget after some channels were taken.
 
     Prices are kept between purchases: opening a layer, which changes what everything else costs, is rare.
@@ -105,3 +138,67 @@ class Purse:
         upstreams = self._table.upstreams
         terms = ((upstreams[upstream], num_bytes) for (_, upstream), num_bytes in self._table.kept_terms.items())
         return [(found.bits, num_bytes) for found, num_bytes in terms if not found.always]
+
+
+class PeakPurse:
+    """A budget of the peak: what lives at every moment of the step is kept up to date.
+
+    Args:
+        table: Costs, with lifetimes.
+        budget_bytes: What there is to spend.
+    """
+
+    def __init__(self, table: CostTable, budget_bytes: int) -> None:
+        self._table, self._model, self._budget = table, table.peak_model, budget_bytes
+        self.counts = [0] * len(table.layers)
+        self._stored: list[set[int]] = [set() for _ in table.groups]
+        self._values = self._evaluated()
+        self._lasting = table.lasting_bytes(self.counts)
+        self.spent = self._lasting + self._most(self._values)
+
+    def take(self, index: int, channel: int | None = None) -> bool:
+        """Take one more channel of a layer if it fits."""
+        layer = self._table.layers[index]
+        stored = self._stored[layer.group]
+        key = self.counts[index] if channel is None else channel
+        is_new = key not in stored
+        self.counts[index] += 1
+        if is_new:
+            stored.add(key)
+        values = self._evaluated() if self.counts[index] == 1 else self._grown(index, is_new)
+        lasting = self._table.lasting_bytes(self.counts, self._stored_counts())
+        spent = lasting + self._most(values)
+        if spent > self._budget:
+            self.counts[index] -= 1
+            if is_new:
+                stored.remove(key)
+            return False
+        self._values, self._lasting, self.spent = values, lasting, spent
+        return True
+
+    @property
+    def left(self) -> int:
+        """Bytes not spent yet."""
+        return self._budget - self.spent
+
+    def cheapest(self, eligible: Sequence[int]) -> int:
+        """The least any channel of these layers can cost: what lives all through the step."""
+        layers = (self._table.layers[index] for index in eligible)
+        return min((layer.active_weight_bytes + layer.optimizer_bytes for layer in layers), default=0)
+
+    def _evaluated(self) -> Bytes:
+        return self._model.values(self.counts, self._stored_counts())
+
+    def _grown(self, index: int, is_new: bool) -> Bytes:
+        """One more channel of a layer that trains already; moments that do not come stay at zero."""
+        grown = self._model.channel_growth(index, self.counts[index])
+        if is_new:
+            grown = grown + self._model.stored_growth(self._table.layers[index].group, self.counts)
+        return np.where(self._values > 0, self._values + grown, 0)
+
+    def _stored_counts(self) -> dict[int, int]:
+        return {group: len(stored) for group, stored in enumerate(self._stored) if stored}
+
+    @staticmethod
+    def _most(values: Bytes) -> int:
+        return int(with_margin(int(values.max(initial=0))))

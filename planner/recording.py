@@ -14,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trady.planner.fake_kernels import run_fake
-from trady.planner.records import Capture, Operand, Operation, StorageRecord, TensorRecord
+from trady.planner.records import REQUIRING_INPUTS, Capture, Operand, Operation, StorageRecord, TensorRecord
 from trady.planner.training_step import input_tensors
 from trady.planner.triggers import TriggerProbes
 
-_UNRECORDED: Final = frozenset({"prim::device", "aten::sym_size", "aten::sym_stride", "aten::is_same_size"})
+UNRECORDED: Final = frozenset({"prim::device", "aten::sym_size", "aten::sym_stride", "aten::is_same_size"})
 _PLAIN: Final = (bool, int, float, str)
 
 
@@ -56,7 +56,7 @@ class _Draft:
     sequence: int
 
 
-def _sequence_number() -> int:
+def sequence_number() -> int:
     """Autograd's count of graph nodes so far."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
@@ -87,6 +87,8 @@ class Recorder:
             storage = self._claim_one(parameter, "parameter", name)
             self._upstream[storage] |= 1 << len(self._parameters)
             self._parameters.append(name)
+        self._required_bit = 1 << len(self._parameters)
+        self._parameters.append(REQUIRING_INPUTS)
         for name, buffer in model.named_buffers():
             self._claim_one(buffer, "buffer", name)
 
@@ -148,7 +150,7 @@ class Recorder:
 
     def record_operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Note an operation, its operands and what its results depend on."""
-        if func.name().split(".")[0] in _UNRECORDED:
+        if func.name().split(".")[0] in UNRECORDED:
             return
         operands, attributes = self._read_arguments(func, args, kwargs)
         outputs = tuple(self.record_tensor(tensor) for tensor in input_tensors(result))
@@ -161,7 +163,7 @@ class Recorder:
         target = func.name().split(".")[0]
         operation = Operation(target, self._module_stack[-1][0], self._api.current, operands, outputs, attributes)
         self._probes.note(func, args, kwargs, operation)
-        self._drafts.append(_Draft(operation, _sequence_number()))
+        self._drafts.append(_Draft(operation, sequence_number()))
 
     def finish(self, batch_size: int, loss_name: str, output: TensorRecord) -> Capture:
         """The recording, saved tensors attributed to the operations that need them."""
@@ -192,6 +194,8 @@ class Recorder:
             tensors = list(input_tensors(value))
             for tensor in tensors:
                 record = self.record_tensor(tensor)
+                if tensor.requires_grad and not self._upstream[record.storage]:
+                    self._upstream[record.storage] = self._required_bit
                 upstream = self._upstream[record.storage] if tensor.requires_grad else 0
                 operands.append(Operand(name, record, tensor.requires_grad, upstream))
             if not tensors and (value is None or isinstance(value, _PLAIN) or _is_int_list(value)):
@@ -223,7 +227,7 @@ class Recorder:
 
     def _pack(self, tensor: Tensor) -> _Packed:
         packed = _Packed(tensor)
-        sequence = _sequence_number()
+        sequence = sequence_number()
         self._packed.append((weakref.ref(packed), self._storage_of(tensor), sequence, len(self._drafts)))
         return packed
 

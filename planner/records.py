@@ -3,7 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
+
+
+#: Stands among the parameters for inputs that a model itself makes require a gradient (speech models do, for
+#: checkpointing's sake): what follows keeps what backward to them needs, whatever is drawn.
+REQUIRING_INPUTS: Final = "(inputs made to require a gradient)"
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Capture:
         batch_size: Samples in the step.
         operations: Forward operations in order, the loss included.
         storages: Every storage met, by index.
-        parameters: Parameter names by bit position of :attr:`Operand.upstream`.
+        parameters: Parameter names by bit position of :attr:`Operand.upstream`; :data:`REQUIRING_INPUTS` is the last.
         saved: Storages packed by autograd and alive when the loss exists (parameters, buffers, batch left out).
         loss_name: How the loss is named in a plan.
         output: What the loss read: the model's logits, or its own loss.
@@ -111,6 +117,21 @@ class Capture:
     saved: frozenset[int]
     loss_name: str
     output: TensorRecord
+
+    @cached_property
+    def reaching_loss(self) -> frozenset[int]:
+        """Indices of the operations that the loss depends on: outputs the loss does not read train nothing."""
+        found: set[int] = set()
+        wanted: set[int] | None = None
+        for index in range(len(self.operations) - 1, -1, -1):
+            operation = self.operations[index]
+            read = {operand.tensor.storage for operand in operation.operands if operand.differentiable}
+            if wanted is None:
+                wanted = {output.storage for output in operation.outputs} if read else None
+            if wanted is not None and not wanted.isdisjoint(output.storage for output in operation.outputs):
+                found.add(index)
+                wanted |= read
+        return frozenset(found)
 
     @property
     def saved_bytes(self) -> int:

@@ -40,7 +40,8 @@ def kept_storages(capture: Capture, drawable: Mapping[str, int], weights: Weight
         drawn_bits |= 1 << bit
     by_storage: dict[int, Kept] = {}
     masks = []
-    for index, operation in enumerate(capture.operations):
+    for index in sorted(capture.reaching_loss):
+        operation = capture.operations[index]
         for storage, num_bytes, upstream, for_weight in _asked(capture, operation, weights, drawn_bits):
             if upstream == 0 or (storage is not None and capture.storages[storage].kind != "activation"):
                 continue

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trady.planner.errors import StrategyError
 from trady.planner.ledger import CostTable, Ledger
-from trady.planner.purse import Purse
+from trady.planner.purse import open_purse
 from trady.planner.strategies import STRATEGIES, DrawRule
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Filler:
         sizes = [self._table.layers[index].in_channels for index in eligible]
         tickets = np.repeat(np.asarray(eligible), sizes)
         order = tickets[permutation(self._seed, self._epoch, _FILL_STREAM, len(tickets))]
-        purse = Purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
+        purse = open_purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
         cheapest = purse.cheapest(eligible)
         for index in order.tolist():
             if not purse.take(index) and purse.left < cheapest:
@@ -140,7 +140,7 @@ class _Filler:
 
     def by_order(self, order: Sequence[tuple[int, int]]) -> dict[str, Channels]:
         """Take given ``(layer, channel)`` pairs in order while they fit; input groups share what they store."""
-        purse = Purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
+        purse = open_purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
         cheapest = purse.cheapest(self._plan.strategy.eligible)
         taken: dict[str, list[int]] = {}
         for index, channel in order:

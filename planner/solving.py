@@ -14,8 +14,9 @@ import ortools
 from ortools.sat.python import cp_model
 
 from trady.planner.coverage import coverage_value
-from trady.planner.ledger import INDEX_BYTES, CostTable
+from trady.planner.ledger import INDEX_BYTES, SLICE_BLOCK, CostTable
 from trady.planner.options import Scope
+from trady.planner.peaks import MARGIN_PERCENT, Moment
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12
@@ -29,7 +30,7 @@ _SEARCH_GAP: Final = 2e-4
 _ATTEMPTS: Final = ((1, 0.1), (2, 0.6))
 _RESIDUALS_SHARE: Final = 1.0
 #: CP-SAT counts in 64 bits; no machine has as much memory.
-_MOST_BYTES: Final = 2**60
+_MOST_BYTES: Final = 2**52
 
 
 class SolverStatus(StrEnum):
@@ -180,7 +181,13 @@ class _Model:
             for segment, variable in zip(curve, variables, strict=True)
         )
         self._residuals = self._kept_expression(("residuals",))
-        self._add_budget()
+        self._stored: dict[int, cp_model.LinearExpr | int] = {}
+        self._paid: dict[tuple[int, int], cp_model.IntVar] = {}
+        self._begun: dict[int, cp_model.IntVar] = {}
+        if limits.scope is Scope.PEAK:
+            self._add_moments()
+        else:
+            self._add_budget()
         self._add_backward_limit()
 
     def maximise(self) -> Selection:
@@ -245,6 +252,48 @@ class _Model:
             spent = spent + table.always_trained_bytes + self._kept_expression(("residuals", "always_trained"))
         self._model.add(spent <= min(limits.budget_bytes, _MOST_BYTES))
 
+    def _add_moments(self) -> None:
+        """At each moment of the step what lives stays within the budget."""
+        table, limits = self._table, self._limits
+        lasting = table.lasting_always_bytes + sum(
+            count * (table.layers[index].active_weight_bytes + table.layers[index].optimizer_bytes)
+            + self._fixed_bytes(index) * drawn
+            for index, (count, drawn) in enumerate(zip(self._variables.counts, self._variables.drawn, strict=True))
+        )
+        lasting = lasting + INDEX_BYTES * sum(self._stored_channels(group) for group in range(len(table.groups)))
+        budget = min(limits.budget_bytes, _MOST_BYTES)
+        self._model.add(lasting <= budget)
+        for moment in table.peak_model.binding(limits.budget_bytes):
+            share = 100 + MARGIN_PERCENT
+            constraint = self._model.add(100 * lasting + share * self._living_at(moment) <= 100 * budget - share)
+            if moment.slice is not None:
+                constraint.only_enforce_if(self._variables.drawn[moment.slice.layer])
+            elif moment.when is not None:
+                constraint.only_enforce_if(self._trained_by(moment.when))
+
+    def _living_at(self, moment: Moment) -> cp_model.LinearExpr | int:
+        """Bytes at a moment beside what always lives."""
+        table, counts = self._table, self._variables.counts
+        total: cp_model.LinearExpr | int = moment.fixed + moment.workspace
+        for upstream, num_bytes in moment.kept.items():
+            total = total + num_bytes * self._trained_by(upstream)
+        for group, position in sorted(moment.stored):
+            total = total + table.groups[group].inputs[position].channel_bytes * self._paid_channels(group, position)
+        for index in sorted(moment.gradients):
+            total = total + table.layers[index].gradient_bytes * counts[index]
+        if moment.slice is not None:
+            work = moment.slice
+            total = total + work.base + work.channel * counts[work.layer] + work.block * self._blocks(work.layer)
+        return total
+
+    def _blocks(self, index: int) -> cp_model.IntVar:
+        """Blocks of channels that a layer's draw begins."""
+        if index not in self._begun:
+            most = -(-self._most[index] // SLICE_BLOCK)
+            self._begun[index] = self._model.new_int_var(0, most, "")
+            self._model.add(SLICE_BLOCK * self._begun[index] >= self._variables.counts[index])
+        return self._begun[index]
+
     def _affordable(self, index: int) -> int:
         """Most channels the budget could pay if nothing else were drawn: tight bounds make tight relaxations."""
         price = self._weight_bytes(index) + INDEX_BYTES
@@ -253,31 +302,47 @@ class _Model:
     def _weight_bytes(self, index: int) -> int:
         layer = self._table.layers[index]
         update = layer.gradient_bytes + layer.optimizer_bytes
-        return update + (layer.active_weight_bytes if self._limits.scope is Scope.TRAINING else 0)
+        return update + (layer.active_weight_bytes if self._limits.scope is not Scope.UPDATE else 0)
 
     def _fixed_bytes(self, index: int) -> int:
         layer = self._table.layers[index]
-        return layer.optimizer_tensor_bytes + (layer.bias_bytes if self._limits.scope is Scope.TRAINING else 0)
+        return layer.optimizer_tensor_bytes + (layer.bias_bytes if self._limits.scope is not Scope.UPDATE else 0)
 
     def _stored_bytes(self, group: int) -> cp_model.LinearExpr | int:
         """Stored inputs and indices of an input group: its members' draws are nested."""
-        members = [self._variables.counts[index] for index in self._members[group]]
-        most = max(self._most[index] for index in self._members[group])
-        if len(members) == 1:
-            stored: cp_model.LinearExpr = members[0]
-        else:
-            stored = self._model.new_int_var(0, most, "")
-            for count in members:
-                self._model.add(stored >= count)
-        spent = INDEX_BYTES * stored
-        for tensor in self._table.groups[group].inputs:
-            if tensor.kept_by is None:
-                spent = spent + tensor.channel_bytes * stored
-            elif not self._table.upstreams[tensor.kept_by].always:
-                paid = self._model.new_int_var(0, most, "")
-                self._model.add(paid >= stored).only_enforce_if(~self._trained_by(tensor.kept_by))
-                spent = spent + tensor.channel_bytes * paid
+        spent = INDEX_BYTES * self._stored_channels(group)
+        for position, tensor in enumerate(self._table.groups[group].inputs):
+            spent = spent + tensor.channel_bytes * self._paid_channels(group, position)
         return spent
+
+    def _stored_channels(self, group: int) -> cp_model.LinearExpr | int:
+        """The most that any member draws."""
+        if group not in self._stored:
+            members = [self._variables.counts[index] for index in self._members[group]]
+            self._stored[group] = members[0]
+            if len(members) > 1:
+                stored = self._model.new_int_var(0, self._most_of(group), "")
+                for count in members:
+                    self._model.add(stored >= count)
+                self._stored[group] = stored
+        return self._stored[group]
+
+    def _paid_channels(self, group: int, position: int) -> cp_model.LinearExpr | int:
+        """Channels of one input that are stored for the group: none where the input is kept anyway."""
+        kept_by = self._table.groups[group].inputs[position].kept_by
+        if kept_by is None:
+            return self._stored_channels(group)
+        if self._table.upstreams[kept_by].always:
+            return 0
+        if (group, position) not in self._paid:
+            paid = self._model.new_int_var(0, self._most_of(group), "")
+            stored = self._stored_channels(group)
+            self._model.add(paid >= stored).only_enforce_if(~self._trained_by(kept_by))
+            self._paid[group, position] = paid
+        return self._paid[group, position]
+
+    def _most_of(self, group: int) -> int:
+        return max(self._most[index] for index in self._members[group])
 
     def _kept_expression(self, lines: tuple[str, ...]) -> cp_model.LinearExpr | int:
         total: cp_model.LinearExpr | int = 0

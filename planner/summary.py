@@ -6,7 +6,6 @@ from typing import Any
 
 from trady.planner.coverage import coverage_value
 from trady.planner.ledger import INDEX_BYTES, CostTable
-from trady.planner.options import Scope
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST
 from trady.planner.schedule import ChannelDraw, draw
@@ -92,7 +91,7 @@ def plan_figures(plan: Plan) -> PlanFigures:
     table, counts = plan.table, plan.counts
     everything = tuple(layer.in_channels for layer in table.layers)
     stored = stored_channels(table, draw(plan, 0))
-    used = plan.ledger.scopes.training if plan.settings.scope is Scope.TRAINING else plan.ledger.scopes.update
+    used = plan.ledger.scopes.of(plan.settings.scope)
     dense = table.dense_saved_bytes + table.dense_gradient_bytes + table.dense_optimizer_bytes
     return PlanFigures(
         layers=_chosen_layers(plan, stored),

@@ -1,6 +1,6 @@
 """From a model and example inputs to a Trace: layers, what each operation keeps, and the graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -13,6 +13,7 @@ from trady.planner.capture import FakeModel, StepSettings
 from trady.planner.errors import TracingError
 from trady.planner.interpolation import interpolate
 from trady.planner.layers import Layer, Weights, heads_of
+from trady.planner.lifetimes import Lifetimes
 from trady.planner.options import DType, MemoryFormat, NormMode, choose
 from trady.planner.records import Capture
 from trady.planner.residual_rules import OPAQUE
@@ -79,7 +80,9 @@ class Trace:
     trained: frozenset[str]
     train_patterns: tuple[str, ...]
     loss_name: str
+    _lifetimes: Callable[[int], Lifetimes] = field(repr=False, compare=False)
     _cache: dict[int, "Trace"] = field(default_factory=dict, repr=False, compare=False)
+    _recorded: dict[int, Lifetimes] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, batch_size: int) -> "Trace":
         """The same trace at another batch size; the model is not run again.
@@ -93,6 +96,22 @@ class Trace:
             self.dense.at(batch_size), self.lean.at(batch_size)
             self._cache[batch_size] = replace(self, batch_size=batch_size)
         return self._cache[batch_size]
+
+    def lifetimes(self, batch_size: int) -> tuple[Lifetimes, ...]:
+        """When the lean step releases its memory: at that batch size, or at two of which it follows.
+
+        Raises:
+            TracingError: The backward pass cannot be followed.
+        """
+        sizes = (batch_size,) if batch_size <= _LINE[1] else _LINE
+        for size in sizes:
+            if size not in self._recorded:
+                self._recorded[size] = self._lifetimes(size)
+        found = tuple(self._recorded[size] for size in sizes)
+        targets = [operation.target for operation in self.lean.at(batch_size).operations]
+        if any([call.target for call in recorded.calls] != targets for recorded in found):
+            raise TracingError("The step runs other operations when its memory is followed, so its peak is not known.")
+        return found
 
     @cached_property
     def dense_step(self) -> Capture:
@@ -121,9 +140,13 @@ class Trace:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Layers that channels can be drawn from, in order of first use."""
-        always = self.always_trained
-        return tuple(layer for layer in self.all_layers if layer.weight_name not in always)
+        """Layers that channels can be drawn from, in order of first use; their output reaches the loss."""
+        always, reaching = self.always_trained, self.step.reaching_loss
+        return tuple(
+            layer
+            for layer in self.all_layers
+            if layer.weight_name not in always and any(call.operation in reaching for call in layer.calls)
+        )
 
     @cached_property
     def head(self) -> tuple[Layer, ...]:
@@ -140,7 +163,9 @@ class Trace:
     def not_drawn(self) -> dict[str, str]:
         """Why each other parameter of two or more dimensions is not drawn from: name -> reason."""
         refused = Weights(self.dense_step).refused()
-        drawn = {layer.weight_name for layer in self.all_layers}
+        drawn = {layer.weight_name for layer in (*self.layers, *self.head)}
+        refused |= {layer.weight_name: _UNREAD for layer in self.all_layers if layer.weight_name not in drawn}
+        drawn |= self.always_trained
         reasons = {}
         for storage in self.dense_step.storages:
             if storage.kind == "parameter" and len(storage.tensor_shape) >= 2 and storage.name not in drawn:
@@ -171,6 +196,7 @@ class Trace:
         )
 
 
+_UNREAD: Final = "feeds an output that the loss does not read"
 _OTHER_USE: Final = "is not the weight of a convolution or a linear operation, or does not require a gradient"
 
 
@@ -241,11 +267,15 @@ def trace(
     capture = dense.at(batch_size)
     layers = Weights(capture).layers()
     heads = _heads(capture, layers, head)
-    trained = _named_by(train, capture.parameters)
+    trained = _named_by(train, capture.parameters[:-1])
     trainable = {layer.weight_name for layer in layers} | {layer.bias_name for layer in heads} | trained
     lean = record(frozenset(trainable))
     names = tuple(layer.name for layer in heads)
-    return Trace(dense, lean, batch_size, settings, names, trained, tuple(train), capture.loss_name)
+
+    def lifetimes(size: int) -> Lifetimes:
+        return fake_model.lifetimes(inputs, size, targets=targets, loss=loss, trainable=frozenset(trainable))
+
+    return Trace(dense, lean, batch_size, settings, names, trained, tuple(train), capture.loss_name, lifetimes)
 
 
 def _named_by(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:

@@ -2,42 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from trady.planner.calls import Call, Shape
 from trady.planner.records import Operation
-from trady.planner.training_step import input_tensors, map_tensors
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a probe needs of a tensor; the tensor itself would keep its part of the graph alive."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    requires_grad: bool
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "_Shape":
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, tensor.requires_grad)
-
-    def new(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """An operation as it was called, tensors replaced by their shapes."""
-
-    function: Any
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
+from trady.planner.training_step import input_tensors
 
 
 class TriggerProbes:
@@ -50,7 +23,7 @@ class TriggerProbes:
     """
 
     def __init__(self) -> None:
-        self._calls: dict[Any, _Call] = {}
+        self._calls: dict[Any, Call] = {}
         self._known: dict[Any, dict[str, frozenset[str]] | None] = {}
 
     def note(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], operation: Operation) -> None:
@@ -59,7 +32,7 @@ class TriggerProbes:
             return
         key = _key(operation)
         if key not in self._calls:
-            self._calls[key] = _Call(function, map_tensors(_Shape.of, args), map_tensors(_Shape.of, kwargs))
+            self._calls[key] = Call.of(function, args, kwargs)
 
     def triggers(self, operation: Operation, saved: Sequence[int]) -> dict[int, frozenset[str]]:
         """For each saved storage, the names of the operands whose gradient needs it."""
@@ -91,7 +64,7 @@ def _key(operation: Operation) -> Any:
     return operation.target, flags, operands
 
 
-def _probe(call: _Call, names: frozenset[str]) -> dict[str, frozenset[str]] | None:
+def _probe(call: Call, names: frozenset[str]) -> dict[str, frozenset[str]] | None:
     """Roles packed when only one operand needs a gradient, by operand; ``None`` where the call cannot be repeated."""
     needs = {}
     for name in sorted(names):
@@ -102,25 +75,19 @@ def _probe(call: _Call, names: frozenset[str]) -> dict[str, frozenset[str]] | No
     return needs
 
 
-def _packed_roles(call: _Call, trained: str) -> frozenset[str]:
+def _packed_roles(call: Call, trained: str) -> frozenset[str]:
     roles: dict[int, set[str]] = defaultdict(set)
     alive: list[Any] = []
 
-    def fresh(name: str, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [fresh(name, item) for item in value]
-        if not isinstance(value, _Shape):
-            return value
-        new = value.new()
-        if name == trained and value.requires_grad:
+    def fresh(name: str, shape: Shape) -> Tensor:
+        new = shape.new()
+        if name == trained and shape.requires_grad:
             new = new.requires_grad_().clone()
         alive.append(new)
         roles[new.untyped_storage()._cdata].add(name)
         return new
 
-    schema = call.function._schema.arguments
-    args = [fresh(argument.name, value) for argument, value in zip(schema, call.args, strict=False)]
-    kwargs = {name: fresh(name, value) for name, value in call.kwargs.items()}
+    args, kwargs = call.with_tensors(fresh)
     packed: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:

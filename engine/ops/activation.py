@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, is_differentiable
 from trady.planner.kernels import masked_gradient, pack_bits, unpack_bits
@@ -34,6 +35,7 @@ class _Masked(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient where the output was inside, ``slope`` times it elsewhere."""
         (packed,) = ctx.saved_tensors
@@ -63,6 +65,7 @@ class _Dropped(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The gradient of what was not dropped, scaled up."""
         (packed,) = ctx.saved_tensors
@@ -125,7 +128,7 @@ def _hardtanh_(_: Any, func: Any, input: Tensor, min_val: float = -1.0, max_val:
 
 
 def _leaky_relu(_: Any, func: Any, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    if not is_differentiable(input) or negative_slope <= 0:
+    if not is_differentiable(input) or negative_slope < 0:
         return F.leaky_relu(input, negative_slope, inplace)
 
     def out(inputs: Tensor) -> Tensor:

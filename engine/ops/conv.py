@@ -5,39 +5,49 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import (
     Bindings,
     Handler,
+    autocast_type,
     cast_for_autocast,
     is_differentiable,
 )
-from trady.planner.kernels import Convolution, bias_gradient, conv_input_gradient, conv_slice_gradient
+from trady.planner.kernels import (
+    Convolution,
+    bias_gradient,
+    conv_input_gradient,
+    conv_slice_gradient,
+    conv_weight_gradient,
+)
 
 _aten: Final = torch.ops.aten
 
 
-class _FrozenConvolution(torch.autograd.Function):
-    """A convolution whose weight does not train: its input is not needed."""
+class _PlainConvolution(torch.autograd.Function):
+    """A convolution that keeps its input only where its weight trains, and a cast of its weight never."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
         """Run it; a cast of the weight is made again in backward, not kept."""
         ctx.how, ctx.input_size = how, inputs.shape[2:]
-        ctx.save_for_backward(weight)
-        return how(inputs, weight, bias)
+        ctx.save_for_backward(weight, *([inputs] if ctx.needs_input_grad[1] else []))
+        return _run(how, inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of input and bias."""
-        (weight,) = ctx.saved_tensors
-        grad = grads[0]
-        to_input = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
+        """Gradients of input, weight and bias."""
+        weight, grad = ctx.saved_tensors[0], grads[0]
+        to_input = to_weight = to_bias = None
+        if ctx.needs_input_grad[1]:
+            to_weight = conv_weight_gradient(grad, ctx.saved_tensors[1], tuple(weight.shape), ctx.how).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, 1).to(weight.dtype)
-        return to_input, None, to_bias, None
+        if ctx.needs_input_grad[0]:
+            to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
+        return to_input, to_weight, to_bias, None
 
 
 class _DrawnConvolution(torch.autograd.Function):
@@ -59,9 +69,10 @@ class _DrawnConvolution(torch.autograd.Function):
         ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
         ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
         ctx.save_for_backward(weight, stored, index)
-        return how(inputs, weight, bias)
+        return _run(how, inputs, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, slice and bias."""
         weight, stored, index = ctx.saved_tensors
@@ -80,21 +91,28 @@ class _DrawnConvolution(torch.autograd.Function):
         return to_input, to_slice, to_bias, None, None, None, None, None
 
 
+def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.convolution`` with the casts of autocast, which passes it by on the CPU."""
+    return how(cast_for_autocast(inputs), cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias))
+
+
 def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
     """A convolution of whatever kind, redirected by what its weight is."""
     drawn = bindings.drawn(weight)
+    inputs = cast_for_autocast(inputs)
     if drawn is not None:
-        inputs = cast_for_autocast(inputs)
         kept = bindings.keep(drawn, inputs, 1)
         result: Tensor = _DrawnConvolution.apply(
             inputs, drawn.compact, bias, weight, how, kept.tensor, kept.index, kept.pick
         )
         return result
     if bindings.is_always_trained(weight):
-        return how(bindings.keep_for_always_trained(inputs), weight, bias)
-    if not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
-        return how(inputs, weight, bias)
-    result = _FrozenConvolution.apply(cast_for_autocast(inputs), weight, bias, how)
+        inputs = bindings.keep_for_always_trained(inputs)
+        if autocast_type(inputs) is None:
+            return how(inputs, weight, bias)
+    elif not is_differentiable(inputs) and not (bias is not None and is_differentiable(bias)):
+        return _run(how, inputs, weight, bias)
+    result = _PlainConvolution.apply(inputs, weight, bias, how)
     return result
 
 

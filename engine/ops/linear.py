@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Bindings, Handler, autocast_type, cast_for_autocast, is_differentiable
 from trady.planner.kernels import bias_gradient
@@ -16,23 +17,29 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``product(inputs [..., C], right [C, C'], bias) -> [..., C']`` by the user's own call."""
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """A product with a frozen weight under autocast: the weight is cast again in backward, not kept twice."""
+class _CastProduct(torch.autograd.Function):
+    """A product with a parameter under autocast: the parameter is cast again in backward, its cast not kept."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, right: Tensor, bias: Tensor | None, product: Product) -> Tensor:
-        """Run it."""
-        ctx.save_for_backward(right)
+        """Run it; the input is kept where the parameter trains."""
+        ctx.save_for_backward(right, *([inputs] if ctx.needs_input_grad[1] else []))
         return product(inputs, right, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of input and bias."""
-        (right,) = ctx.saved_tensors
-        grad = grads[0]
-        to_input = grad.matmul(right.to(grad.dtype).t()) if ctx.needs_input_grad[0] else None
-        to_bias = bias_gradient(grad, grad.dim() - 1).to(right.dtype) if ctx.needs_input_grad[2] else None
-        return to_input, None, to_bias, None
+        """Gradients of input, parameter and bias."""
+        right, grad = ctx.saved_tensors[0], grads[0]
+        to_input = to_right = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_input = grad.matmul(right.to(grad.dtype).t())
+        if ctx.needs_input_grad[1]:
+            inputs = ctx.saved_tensors[1]
+            to_right = inputs.reshape(-1, inputs.shape[-1]).t().mm(grad.reshape(-1, grad.shape[-1])).to(right.dtype)
+        if ctx.needs_input_grad[2]:
+            to_bias = bias_gradient(grad, grad.dim() - 1).to(right.dtype)
+        return to_input, to_right, to_bias, None
 
 
 class _DrawnProduct(torch.autograd.Function):
@@ -57,6 +64,7 @@ class _DrawnProduct(torch.autograd.Function):
         return product(inputs, right, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, slice ``[C', n]`` (``[n, C']`` where channels come first) and bias."""
         right, stored, index = ctx.saved_tensors
@@ -90,10 +98,12 @@ def _multiply(
         )
         return result
     if bindings.is_always_trained(weight):
-        return product(bindings.keep_for_always_trained(inputs), right, bias)
-    if autocast_type(inputs) is None or not bindings.is_frozen(weight) or not is_differentiable(inputs):
+        inputs = bindings.keep_for_always_trained(inputs)
+    elif not is_differentiable(inputs):
         return product(inputs, right, bias)
-    result = _FrozenProduct.apply(cast_for_autocast(inputs), right, bias, product)
+    if autocast_type(inputs) is None or not bindings.is_parameter(weight):
+        return product(inputs, right, bias)
+    result = _CastProduct.apply(cast_for_autocast(inputs), right, bias, product)
     return result
 
 
@@ -114,8 +124,6 @@ def _linear(bindings: Bindings, func: Any, input: Tensor, weight: Tensor, bias: 
 def _matmul(bindings: Bindings, func: Any, input: Tensor, other: Tensor, **kwargs: Any) -> Tensor:
     if kwargs or not isinstance(other, Tensor) or other.dim() != 2 or not isinstance(input, Tensor):
         return func(input, other, **kwargs)  # type: ignore[no-any-return]
-    if input.dim() < 2:
-        return func(input, other)  # type: ignore[no-any-return]
     return _multiply(bindings, input, other, other, None, _by_matmul)
 
 
@@ -133,8 +141,9 @@ def _addmm(
     beta: float = 1,
     alpha: float = 1,
 ) -> Tensor:
-    if beta != 1 or alpha != 1:
-        return func(input, mat1, mat2, beta=beta, alpha=alpha)  # type: ignore[no-any-return]
+    if beta != 1 or alpha != 1 or input.dim() != 1:
+        added = _multiply(bindings, mat1, mat2, mat2, None, _by_matmul).mul(alpha)
+        return added if beta == 0 else added.add(input, alpha=beta)
 
     def product(inputs: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is not None

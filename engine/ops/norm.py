@@ -5,6 +5,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, is_differentiable
 
@@ -28,6 +29,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         return F.batch_norm(inputs, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Scale by channel."""
         scale = (ctx.saved_tensors[0] + ctx.eps).rsqrt()

@@ -6,6 +6,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, is_differentiable
 from trady.planner.kernels import Pooling, max_pool_input_gradient, window_positions
@@ -20,20 +21,26 @@ _ADAPTIVE_GRADIENTS: Final = {
 }
 
 
+def _run_max_pool(inputs: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """PyTorch's own pooling: outputs and flat indices."""
+    outputs, indices = _MAX_POOLS[len(pooling.kernel)](
+        inputs,
+        list(pooling.kernel),
+        list(pooling.stride),
+        list(pooling.padding),
+        list(pooling.dilation),
+        pooling.ceil_mode,
+    )
+    return outputs, indices
+
+
 class _MaxPool(torch.autograd.Function):
     """Max pooling that keeps positions inside windows instead of int64 indices and the input."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
         """PyTorch's own pooling, its indices made small."""
-        outputs, indices = _MAX_POOLS[len(pooling.kernel)](
-            inputs,
-            list(pooling.kernel),
-            list(pooling.stride),
-            list(pooling.padding),
-            list(pooling.dilation),
-            pooling.ceil_mode,
-        )
+        outputs, indices = _run_max_pool(inputs, pooling)
         ctx.pooling = pooling
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
@@ -41,6 +48,7 @@ class _MaxPool(torch.autograd.Function):
         return outputs, indices
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         """Each gradient goes to its window's maximum."""
         if grads[0] is None:
@@ -62,6 +70,7 @@ class _AveragePool(torch.autograd.Function):
         return run(inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """PyTorch's own gradient, on a stand-in of the input's shape."""
         found = ctx.gradient(grads[0], grads[0].new_empty(1).expand(ctx.shape))
@@ -104,7 +113,10 @@ def _max_pool_with_indices(dims: int) -> Handler:
             filler = ((1,), (1,), (1,), (0,), (1,))
             places = tuple(first + place for first, place in zip(filler, places, strict=True))  # type: ignore[assignment]
             inputs = inputs.unsqueeze(-2)
-        outputs, indices = _MaxPool.apply(inputs, Pooling(*places, ceil_mode))
+        pooling = Pooling(*places, ceil_mode)
+        # Steps longer than the input may miss it: such a window has no maximum, and no position of one.
+        missing = any(step > size for step, size in zip(pooling.dilation, pooling.input_size, strict=True))
+        outputs, indices = _run_max_pool(inputs, pooling) if missing else _MaxPool.apply(inputs, pooling)
         if dims == 1:
             outputs, indices = outputs.squeeze(-2), indices.squeeze(-2)
         return (outputs.squeeze(0), indices.squeeze(0)) if unbatched else (outputs, indices)

@@ -47,8 +47,8 @@ class Bindings(Protocol):
     def is_always_trained(self, weight: Tensor) -> bool:
         """Whether a weight trains as a whole."""
 
-    def is_frozen(self, weight: Tensor) -> bool:
-        """Whether a tensor is a frozen parameter, or a view of one: at hand without being kept."""
+    def is_parameter(self, weight: Tensor) -> bool:
+        """Whether a tensor is a parameter, or a view of one: at hand without being kept."""
 
     def keep(self, layer: DrawnWeight, inputs: Tensor, dim: int) -> KeptInput:
         """Store what a drawn layer needs of its input, channels along ``dim``."""

@@ -561,7 +561,7 @@ def test_a_draw_needs_to_know_the_optimizer() -> None:
 
 def test_an_optimizer_of_the_plain_model_is_refused() -> None:
     trained, _, follower = start(lambda _: SGD([nn.Parameter(torch.zeros(2))], 0.1), [0])
-    with pytest.raises(EngineError, match=r"holds none of the engine's parameters.*engine\.parameters\(\)"):
+    with pytest.raises(EngineError, match=r"holds none of the engine's slices.*engine\.parameters\(\)"):
         draw_and_follow(trained, follower, layer=[1])
 
 

@@ -488,7 +488,7 @@ def test_two_processes_are_one_of_the_same_global_batch(planned: Planned, tmp_pa
     plan.save("plan_for_two.json")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = "plan_for_two.json train_nets:without_dropout --data colours.npz --no-augment --lr 0.1"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     two = subprocess.run(
         [*command, "-m", "trady.engine.training", *arguments.split(), "--batch-size", "4", "-o", str(tmp_path / "two")],
         env=environment,

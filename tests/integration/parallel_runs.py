@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trady.engine import Engine
@@ -74,6 +76,10 @@ class Inside(nn.Module):
         return self.engine(x)
 
 
+def whole_tensor(found: Tensor) -> Tensor:
+    return found.full_tensor() if isinstance(found, DTensor) else found
+
+
 def run(
     rank: int,
     size: int,
@@ -93,8 +99,8 @@ def run(
         rank: This process.
         size: How many there are; a single one wraps nothing.
         strategy: Planned strategy.
-        wrap: What ``DistributedDataParallel`` is put around: the engine, a module it is inside of, or a model it is
-            attached to.
+        wrap: What ``DistributedDataParallel`` is put around: the engine, a module it is inside of, a model it is
+            attached to; or ``sharded``, for ``fully_shard`` on the latter.
         again: Wrap again after each draw.
         pieces: Micro-batches to a step, all but the last without averaging.
         weights_by_rank: Start each process from weights of its own; the first one's count.
@@ -103,10 +109,15 @@ def run(
         **options: For the plan.
     """
     model, plan = network(rank if weights_by_rank else 0), plan_for(strategy, **options)
-    engine = Engine.attach(model, plan) if wrap == "attached" else Engine(model, plan)
-    stepper = engine.register(optimizer(engine.parameters(), lr=0.1))
-    module = {"engine": engine, "inside": Inside(engine), "attached": model}[wrap]
-    parallel = DistributedDataParallel(module) if size > 1 else module
+    engine = Engine.attach(model, plan) if wrap in ("attached", "sharded") else Engine(model, plan)
+    module = {"engine": engine, "inside": Inside(engine), "attached": model, "sharded": model}[wrap]
+    if wrap == "sharded" and size > 1:
+        parallel = fully_shard(model, ignored_params=engine.drawable_weights())
+    else:
+        parallel = DistributedDataParallel(module) if size > 1 else module
+    whole = [parameter for parameter in engine.parameters() if not isinstance(parameter, DTensor)]
+    sharded = [parameter for parameter in engine.parameters() if isinstance(parameter, DTensor)]
+    stepper = engine.register(optimizer([{"params": whole}, {"params": sharded}], lr=0.1))
     record: Record = {"channels": [], "norms": [], "weights": []}
     for epoch in range(EPOCHS):
         dense = dense_batches(epoch, rank, size) if strategy == "d-det-rgn" else None
@@ -116,21 +127,24 @@ def run(
             parallel = DistributedDataParallel(module)
         for x, y in batches(epoch, rank, size):
             for number, (part, labels) in enumerate(zip(x.chunk(pieces), y.chunk(pieces), strict=True)):
-                waits = size > 1 and number + 1 < pieces
+                waits = wrap != "sharded" and size > 1 and number + 1 < pieces
                 with parallel.no_sync() if waits else nullcontext():
                     (F.cross_entropy(parallel(part), labels) / pieces).backward()
             if clip:
                 record["norms"].append(nn.utils.clip_grad_norm_(engine.parameters(), clip).item())
             stepper.step()
             stepper.zero_grad()
-        record["weights"].append({name: found.clone() for name, found in model.state_dict().items()})
+        record["weights"].append({name: whole_tensor(found).clone() for name, found in model.state_dict().items()})
     return record
 
 
 def refused(rank: int, size: int, **options: Any) -> Record:
-    """What an engine says when its wrapper is no longer right."""
+    """What an engine says when its wrapper is not, or no longer, right."""
     try:
-        run(rank, size, "trady", **options)
+        if options.get("wrap") == "sharded whole":
+            Engine(fully_shard(network()), plan_for("solver"))
+        else:
+            run(rank, size, "trady", **options)
     except EngineError as error:
         return {"error": str(error)}
     return {"error": ""}
@@ -150,10 +164,17 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
     "medyate wrapped again": {"strategy": "medyate", "again": True},
     "medyate attached": {"strategy": "medyate", "wrap": "attached"},
     "d-det-rgn wrapped again": {"strategy": "d-det-rgn", "again": True},
+    "solver sharded": {"strategy": "solver", "wrap": "sharded"},
+    "solver sharded, accumulated": {"strategy": "solver", "wrap": "sharded", "pieces": 2},
+    "trady sharded": {"strategy": "trady", "wrap": "sharded"},
     "other weights": {"strategy": "solver", "weights_by_rank": True},
     "other weights, attached": {"strategy": "solver", "wrap": "attached", "weights_by_rank": True},
 }
-REFUSED: Final[dict[str, dict[str, Any]]] = {"engine": {}, "inside": {"wrap": "inside"}}
+REFUSED: Final[dict[str, dict[str, Any]]] = {
+    "engine": {},
+    "inside": {"wrap": "inside"},
+    "sharded whole": {"wrap": "sharded whole"},
+}
 
 
 def main(rank: int, size: int, folder: Path) -> None:

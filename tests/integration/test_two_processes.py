@@ -60,19 +60,27 @@ def test_two_processes_train_as_one(name: str, two: list[dict[str, Any]]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", runs.REFUSED)
+@pytest.mark.parametrize("name", ["engine", "inside"])
 def test_a_wrapper_older_than_the_slices_is_refused(name: str, two: list[dict[str, Any]]) -> None:
     for records in two:
         assert re.search(
-            r"made before the draw of epoch \d, .* of \d parameters would not be averaged .* Wrap again after each draw",
+            r"made before the draw of epoch \d, .* of \d parameters would not be .* Wrap again after each draw",
             records[f"refused {name}"]["error"],
+        )
+
+
+@pytest.mark.slow
+def test_a_sharded_weight_is_not_drawn_from(two: list[dict[str, Any]]) -> None:
+    for records in two:
+        assert re.search(
+            r"Weight '\d.weight' is drawn from and sharded.* ignored_params", records["refused sharded whole"]["error"]
         )
 
 
 def test_data_parallel_is_refused() -> None:
     """``torch.nn.DataParallel`` marks its copies so; it makes them only where there are several devices."""
     engine = Engine(runs.network(), runs.plan_for("solver"))
-    with pytest.raises(EngineError, match=r"DataParallel copies the model .* DistributedDataParallel"):
+    with pytest.raises(EngineError, match=r"DataParallel copies the model .*DistributedDataParallel"):
         engine._replicate_for_data_parallel()
     model = runs.network()
     engine = Engine.attach(model, runs.plan_for("solver"))

@@ -16,7 +16,7 @@ from trady.planner.errors import StrategyError
 from trady.planner.ledger import INDEX_BYTES, CostTable, GroupInput, InputGroup
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan import Plan
-from trady.planner.purse import Purse
+from trady.planner.purse import open_purse
 from trady.planner.schedule import ChannelDraw, draw
 from trady.planner.strategies import STRATEGIES
 
@@ -79,7 +79,7 @@ def test_no_draw_passes_the_budget(plan: Plan, epoch: int, seed: int, with_obser
 @given(cost_tables(max_channels=6), st.sampled_from([Scope.UPDATE, Scope.TRAINING]), st.data())
 def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, data: Any) -> None:
     """The budget is set so that exactly the channel asked for fits, or misses by one byte."""
-    purse = Purse(table, scope, 10**9)
+    purse = open_purse(table, scope, 10**9)
     taken: dict[str, list[int]] = {}
     for _ in range(data.draw(st.integers(1, 12))):
         index = data.draw(st.integers(0, len(table.layers) - 1))

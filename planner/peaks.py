@@ -1,0 +1,352 @@
+"""The peak of a step from a cost table: what is live at each moment, as sums over what trains; no torch.
+
+A moment is one operation forward, its recording for backward, its backward, the gradient of a drawn slice, or the
+optimizer's step. What lives then is a fixed amount, what is kept because something upstream trains, and so much for
+each drawn channel. The peak is the largest of these sums and what always lives.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trady.planner.ledger import SLICE_BLOCK, CostTable, SliceCosts
+
+Bytes = NDArray[np.int64]
+
+#: What lives at a moment is taken for so many percent more: scalars, kernels of other threads, masks of odd sizes.
+MARGIN_PERCENT: Final = 1
+
+
+_Amount = TypeVar("_Amount", int, Bytes)
+
+
+def with_margin(num_bytes: _Amount) -> _Amount:
+    """Bytes of a moment, the margin added, rounded up."""
+    return -(-num_bytes * (100 + MARGIN_PERCENT) // 100)
+
+
+class MomentKind(StrEnum):
+    """What runs at a moment."""
+
+    FORWARD = "forward"
+    RECORDING = "recording"
+    BACKWARD = "backward"
+    SLICE = "slice gradient"
+    OPTIMIZER = "optimizer"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What lives while something runs, beside what always lives.
+
+    Args:
+        kind: What runs.
+        operation: Place of the operation; -1 for the optimizer.
+        when: Index of the upstream without which it does not run; ``None`` where it always does, or where
+            ``slice`` names the layer.
+        fixed: Bytes whatever trains, the workspace left out.
+        workspace: Bytes the operation works in.
+        kept: Upstream -> bytes that live when anything of it trains.
+        stored: ``(group, input)`` pairs whose drawn channels are stored.
+        gradients: Layers whose slices have their gradients.
+        slice: Workspace of the slice gradient that runs.
+    """
+
+    kind: MomentKind
+    operation: int
+    when: int | None
+    fixed: int
+    workspace: int
+    kept: Mapping[int, int]
+    stored: frozenset[tuple[int, int]]
+    gradients: frozenset[int]
+    slice: SliceCosts | None = None
+
+
+@dataclass
+class _Live:
+    """What lives as a sweep passes through the step."""
+
+    fixed: int = 0
+    kept: dict[int, int] = field(default_factory=dict)
+    stored: set[tuple[int, int]] = field(default_factory=set)
+    gradients: set[int] = field(default_factory=set)
+
+    def keep(self, upstream: int, num_bytes: int) -> None:
+        self.kept[upstream] = self.kept.get(upstream, 0) + num_bytes
+
+
+class _Sweep:
+    """Goes through the forward pass and back."""
+
+    def __init__(self, table: CostTable) -> None:
+        self._table = table
+        self._freed = {storage for operation in table.operations for storage in operation.frees}
+        self._kept_storage: dict[int, tuple[int, int]] = {}
+
+    def moments(self) -> Iterator[Moment]:
+        live = _Live()
+        yield from self._forward(live)
+        yield from self._backward(live)
+        yield from self._optimizer(live)
+
+    def _forward(self, live: _Live) -> Iterator[Moment]:
+        for place, operation in enumerate(self._table.operations):
+            live.fixed += sum(self._table.storages[storage] for storage in operation.allocates)
+            for kept in operation.kept:
+                if kept.storage is None:
+                    live.keep(kept.upstream, kept.num_bytes)
+                else:
+                    self._kept_storage[kept.storage] = (kept.upstream, kept.num_bytes)
+            live.stored.update(operation.stores)
+            yield self._moment(MomentKind.FORWARD, place, live, operation.workspace)
+            if operation.recording > operation.workspace:
+                when = operation.recorded_when
+                yield self._moment(MomentKind.RECORDING, place, live, operation.recording, when)
+            for storage in operation.frees:
+                live.fixed -= self._table.storages[storage]
+                if storage in self._kept_storage:
+                    live.keep(*self._kept_storage[storage])
+
+    def _backward(self, live: _Live) -> Iterator[Moment]:
+        waiting = _Gradients(self._table)
+        for place in range(len(self._table.operations) - 1, -1, -1):
+            operation = self._table.operations[place]
+            live.fixed += operation.always_gradients
+            live.gradients.update(found.layer for found in operation.slices if found.completes)
+            for found in operation.slices:
+                running = self._with(live, waiting.at(place, before=True))
+                yield self._moment(MomentKind.SLICE, place, running, 0, None, found)
+            for backward in operation.backwards:
+                running = self._with(live, waiting.at(place))
+                yield self._moment(MomentKind.BACKWARD, place, running, backward.workspace, backward.upstream)
+            self._release(place, live)
+
+    def _release(self, place: int, live: _Live) -> None:
+        """What an operation kept is gone once its backward has run."""
+        operation = self._table.operations[place]
+        for kept in operation.kept:
+            if kept.storage is None or kept.storage in self._freed:
+                live.keep(kept.upstream, -kept.num_bytes)
+        live.stored.difference_update(operation.stores)
+
+    def _optimizer(self, live: _Live) -> Iterator[Moment]:
+        copies, largest = self._table.optimizer_copies, self._table.largest_always_trained_bytes
+        yield self._moment(MomentKind.OPTIMIZER, -1, live, copies * largest)
+        if copies:
+            for index, layer in enumerate(self._table.layers):
+                work = SliceCosts(layer=index, base=0, channel=copies * layer.gradient_bytes, block=0)
+                yield self._moment(MomentKind.OPTIMIZER, -1, live, 0, None, work)
+
+    def _with(self, live: _Live, gradients: Iterable[tuple[int, int]]) -> _Live:
+        running = _Live(live.fixed, dict(live.kept), live.stored, live.gradients)
+        for upstream, num_bytes in gradients:
+            running.keep(upstream, num_bytes)
+        return running
+
+    def _moment(
+        self,
+        kind: MomentKind,
+        place: int,
+        live: _Live,
+        workspace: int,
+        when: int | None = None,
+        work: SliceCosts | None = None,
+    ) -> Moment:
+        kept = {upstream: num_bytes for upstream, num_bytes in live.kept.items() if num_bytes}
+        stored, gradients = frozenset(live.stored), frozenset(live.gradients)
+        return Moment(kind, place, when, live.fixed, workspace, kept, stored, gradients, work)
+
+
+class _Gradients:
+    """Gradients that wait or pass at each place of the backward pass."""
+
+    def __init__(self, table: CostTable) -> None:
+        self._storages = table.gradient_storages or ()
+        self._born: dict[int, list[int]] = {}
+        for index, storage in enumerate(self._storages):
+            self._born.setdefault(storage.born, []).append(index)
+        self._alive: list[int] = []
+
+    def at(self, place: int, *, before: bool = False) -> list[tuple[int, int]]:
+        """Upstream and bytes of each; ``before`` the operation's own results are made."""
+        if not before:
+            self._alive += self._born.pop(place, [])
+        storages = self._storages
+        self._alive = [index for index in self._alive if storages[index].uses[-1][0] <= place]
+        found = []
+        for index in self._alive:
+            upstream = next(upstream for until, upstream in storages[index].uses if until <= place)
+            found.append((upstream, storages[index].num_bytes))
+        return found
+
+
+class PeakModel:
+    """All moments of a cost table as matrices, to evaluate many choices fast.
+
+    Args:
+        table: A table with lifetimes.
+    """
+
+    def __init__(self, table: CostTable) -> None:
+        self.table = table
+        self.moments = tuple(_Sweep(table).moments())
+        self._stores = [
+            (group, position) for group, found in enumerate(table.groups) for position in range(len(found.inputs))
+        ]
+        self._widths = [0] * len(table.groups)
+        for layer in table.layers:
+            self._widths[layer.group] = layer.in_channels
+        columns = {place: column for column, place in enumerate(self._stores)}
+        number = len(self.moments)
+        self.fixed: Bytes = np.array([moment.fixed + moment.workspace for moment in self.moments], dtype=np.int64)
+        self.kept: Bytes = np.zeros((number, len(table.upstreams)), dtype=np.int64)
+        self.stored: Bytes = np.zeros((number, len(self._stores)), dtype=np.int64)
+        self.channels: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
+        self.blocks: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
+        self.drawn: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
+        for row, moment in enumerate(self.moments):
+            self._fill(row, moment, columns)
+
+    def _fill(self, row: int, moment: Moment, columns: Mapping[tuple[int, int], int]) -> None:
+        for upstream, num_bytes in moment.kept.items():
+            self.kept[row, upstream] = num_bytes
+        for group, position in moment.stored:
+            self.stored[row, columns[group, position]] = self.table.groups[group].inputs[position].channel_bytes
+        for layer in moment.gradients:
+            self.channels[row, layer] = self.table.layers[layer].gradient_bytes
+        if moment.slice is not None:
+            self.channels[row, moment.slice.layer] += moment.slice.channel
+            self.blocks[row, moment.slice.layer] = moment.slice.block
+            self.drawn[row, moment.slice.layer] = moment.slice.base
+
+    def values(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> Bytes:
+        """Bytes at each moment beside what always lives; 0 where it does not come.
+
+        Args:
+            counts: Channels drawn per layer.
+            stored: Channels stored per input group; by default draws are nested.
+        """
+        table = self.table
+        active = table.active_bits(counts)
+        trained = np.array([table.is_trained(index, active) for index in range(len(table.upstreams))], dtype=bool)
+        drawn = table.group_counts(counts) if stored is None else stored
+        kept_anyway = [
+            (by := table.groups[group].inputs[position].kept_by) is not None and bool(trained[by])
+            for group, position in self._stores
+        ]
+        stores = np.array(
+            [0 if kept else drawn.get(group, 0) for (group, _), kept in zip(self._stores, kept_anyway, strict=True)],
+            dtype=np.int64,
+        )
+        numbers = np.array(counts, dtype=np.int64)
+        values: Bytes = (
+            self.fixed
+            + self.kept @ trained.astype(np.int64)
+            + self.stored @ stores
+            + self.channels @ numbers
+            + self.blocks @ -(-numbers // SLICE_BLOCK)
+            + self.drawn @ (numbers > 0).astype(np.int64)
+        )
+        comes = np.array([self._comes(moment, trained, counts) for moment in self.moments])
+        return np.where(comes, values, 0)
+
+    def channel_growth(self, index: int, count: int) -> Bytes:
+        """What each moment grows by as a layer that trains goes to ``count`` channels, stored inputs left out."""
+        begins = int((count - 1) % SLICE_BLOCK == 0)
+        grown: Bytes = self.channels[:, index] + begins * self.blocks[:, index]
+        return grown
+
+    def stored_growth(self, group: int, counts: Sequence[int]) -> Bytes:
+        """What each moment grows by as one more channel of an input group is stored."""
+        active = self.table.active_bits(counts)
+        grown: Bytes = np.zeros(len(self.moments), dtype=np.int64)
+        for column, (of_group, position) in enumerate(self._stores):
+            kept_by = self.table.groups[of_group].inputs[position].kept_by
+            if of_group == group and (kept_by is None or not self.table.is_trained(kept_by, active)):
+                grown += self.stored[:, column]
+        return grown
+
+    def worst(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> tuple[Moment, int]:
+        """The moment at which most lives, and the bytes beside what always lives, without the margin."""
+        values = self.values(counts, stored)
+        row = int(values.argmax())
+        return self.moments[row], int(values[row])
+
+    def inference_bytes(self) -> int:
+        """Peak of a forward pass that keeps nothing, weights and the batch included."""
+        forward = [moment.fixed + moment.workspace for moment in self.moments if moment.kind is MomentKind.FORWARD]
+        return self.table.weight_bytes + self.table.input_bytes + with_margin(max(forward, default=0))
+
+    def binding(self, budget_bytes: int) -> list[Moment]:
+        """Moments that a budget can be exceeded at and that no other moment always exceeds."""
+        everything = [layer.in_channels for layer in self.table.layers]
+        stored = self.stored @ np.array([self._widths[group] for group, _ in self._stores], dtype=np.int64)
+        most = (
+            self.fixed
+            + self.kept.sum(axis=1)
+            + stored
+            + (self.channels + self.blocks + self.drawn) @ np.array(everything, dtype=np.int64)
+        )
+        most = with_margin(most) + self.table.lasting_bytes(everything)
+        rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
+        return [self.moments[row] for row in _undominated(rows, self._comparable(), self._conditions())]
+
+    def _comparable(self) -> Bytes:
+        """Columns such that a row which is nowhere larger is never larger, whatever trains.
+
+        Along nested upstreams what trains is a last part of the chain: the sums over such parts are compared, so
+        that what is kept because of many layers may stand for what is kept because of few.
+        """
+        table = self.table
+        always = [index for index, found in enumerate(table.upstreams) if found.always]
+        fixed = self.fixed + self.kept[:, always].sum(axis=1)
+        chain: list[int] = []
+        for index in sorted(range(len(table.upstreams)), key=lambda index: -table.upstreams[index].bits.bit_count()):
+            inside = not chain or not table.upstreams[index].bits & ~table.upstreams[chain[-1]].bits
+            if index not in always and inside:
+                chain.append(index)
+        rest = [index for index in range(len(table.upstreams)) if index not in always and index not in chain]
+        parts = fixed[:, None] + np.cumsum(self.kept[:, chain], axis=1)
+        columns = [fixed[:, None], parts, self.kept[:, rest], self.stored, self.channels, self.blocks, self.drawn]
+        return np.concatenate(columns, axis=1)
+
+    def _conditions(self) -> list[int | None]:
+        """Layers that make each moment come, as bit sets; ``None`` where it always does."""
+        conditions: list[int | None] = []
+        for moment in self.moments:
+            if moment.slice is not None:
+                conditions.append(1 << moment.slice.layer)
+            elif moment.when is None or self.table.upstreams[moment.when].always:
+                conditions.append(None)
+            else:
+                conditions.append(self.table.upstreams[moment.when].bits)
+        return conditions
+
+    def moving_bytes(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> int:
+        """The most that lives at any moment beside what always lives, the margin added."""
+        return int(with_margin(self.worst(counts, stored)[1]))
+
+    def _comes(self, moment: Moment, trained: NDArray[np.bool_], counts: Sequence[int]) -> bool:
+        if moment.slice is not None:
+            return counts[moment.slice.layer] > 0
+        return moment.when is None or bool(trained[moment.when])
+
+
+def _undominated(rows: Sequence[int], columns: Bytes, conditions: Sequence[int | None]) -> list[int]:
+    """Rows that no other row, which comes whenever they do, is at least as large as everywhere."""
+    left = sorted(rows, key=lambda row: -int(columns[row].sum()))
+    kept: list[int] = []
+    for row in left:
+        larger = [other for other in kept if (columns[other] >= columns[row]).all()]
+        if not any(_implies(conditions[row], conditions[other]) for other in larger):
+            kept.append(row)
+    return sorted(kept)
+
+
+def _implies(condition: int | None, other: int | None) -> bool:
+    return other is None or (condition is not None and not condition & ~other)
