@@ -303,8 +303,8 @@ def table_lines(rows: list[Row]) -> Iterator[str]:
         "Bytes at batch 4, in bytes; *difference* is predicted minus real at batches 4 and 1, the larger. "
         "*Trace* is one batch size, as `trady-plan` does it; *solve* and *gap* are of a plan of 256 kB in scope "
         "`update` with uniform priorities. *Lean* is what the engine's step keeps for backward with the plan's "
-        "channels, *off plan* how far that is from the plan, and *error* the largest error of a drawn slice's gradient relative "
-        "to the largest entry of the dense one."
+        "channels, *off plan* how far that is from the plan, and *error* the largest error of a drawn slice's gradient "
+        "relative to the largest entry of the dense one."
     )
     yield ""
     yield (
