@@ -124,6 +124,7 @@ class _Sweep:
             for backward in operation.backwards:
                 running = self._with(live, waiting.at(place))
                 yield self._moment(MomentKind.BACKWARD, place, running, backward.workspace, backward.upstream)
+            waiting.at(place)
             self._release(place, live)
 
     def _release(self, place: int, live: _Live) -> None:
