@@ -61,14 +61,14 @@ class _DrawnConvolution(torch.autograd.Function):
         bias: Tensor | None,
         weight: Tensor,
         how: Convolution,
-        stored: Tensor,
+        stored: Tensor | None,
         index: Tensor,
         pick: Any,
     ) -> Tensor:
         """Run it with the whole weight; keep the stored channels."""
         ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
         ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
-        ctx.save_for_backward(weight, stored, index)
+        ctx.save_for_backward(weight, inputs if stored is None else stored, index)
         return _run(how, inputs, weight, bias)
 
     @staticmethod

@@ -53,14 +53,14 @@ class _DrawnProduct(torch.autograd.Function):
         bias: Tensor | None,
         right: Tensor,
         product: Product,
-        stored: Tensor,
+        stored: Tensor | None,
         index: Tensor,
         pick: Any,
         channel_dim: int,
     ) -> Tensor:
         """Run it with the whole weight; keep the stored channels."""
         ctx.pick, ctx.channel_dim, ctx.slice_dtype = pick, channel_dim, compact.dtype
-        ctx.save_for_backward(right, stored, index)
+        ctx.save_for_backward(right, inputs if stored is None else stored, index)
         return product(inputs, right, bias)
 
     @staticmethod
