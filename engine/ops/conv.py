@@ -39,10 +39,10 @@ class _PlainConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, weight and bias."""
-        weight, grad = ctx.saved_tensors[0], grads[0]
+        (weight, *inputs), grad = ctx.saved_tensors, grads[0]
         to_input = to_weight = to_bias = None
         if ctx.needs_input_grad[1]:
-            to_weight = conv_weight_gradient(grad, ctx.saved_tensors[1], tuple(weight.shape), ctx.how).to(weight.dtype)
+            to_weight = conv_weight_gradient(grad, inputs[0], tuple(weight.shape), ctx.how).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, 1).to(weight.dtype)
         if ctx.needs_input_grad[0]:
