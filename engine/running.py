@@ -137,7 +137,7 @@ class Engine(nn.Module):
                 yield
             return
         if torch.compiler.is_compiling():
-            with LeanMode(self._slices.redirections(self.model, None)):
+            with self._norms_frozen(), LeanMode(self._slices.redirections(self.model, None)):
                 yield
             return
         self._guard.check(self, inputs)
