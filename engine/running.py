@@ -76,6 +76,7 @@ class Engine(nn.Module):
         self._average = GradientAverage()
         self._notes: StorageNotes | None = None
         self._hooks: list[RemovableHandle] = []
+        self._is_checkpointed = False
         self._told: set[str] = set()
         self._guard = BatchGuard(strict)
         self.channels = ChannelDraw(0, {})
@@ -152,6 +153,7 @@ class Engine(nn.Module):
             undo()
         if redirections.is_checkpointed:
             self._reentry.install()
+            self._is_checkpointed = True
         elif inputs is not None:
             self._tell_unused(redirections.used)
 
@@ -358,6 +360,8 @@ class Engine(nn.Module):
 
     def _before_step(self, *_: Any) -> None:
         self._slices.read_changed(self.model)
+        if self._is_checkpointed:
+            self._tell_without_gradient()
         if self.plan.strategy.name is Strategy.MEDYATE:
             self._observed.see(self._slices.channel_norms(), self._slices.channels)
 
@@ -382,6 +386,19 @@ class Engine(nn.Module):
     @staticmethod
     def _channel_pairs(drawn: ChannelDraw) -> set[tuple[str, int]]:
         return {(name, channel) for name, found in drawn.channels.items() for channel in found.tolist()}
+
+    def _tell_without_gradient(self) -> None:
+        """A checkpointed region is entered again only if its outputs require a gradient."""
+        without = [name for name, compact in self._slices.named_parameters() if compact.grad is None]
+        new = [name for name in without if name not in self._told]
+        if new and any(parameter.grad is not None for parameter in self.parameters()):
+            self._told.update(new)
+            warnings.warn(
+                f"Drawn weights {', '.join(new[:5])} have no gradient at this step. A checkpointed region whose inputs "
+                "require none gives none to what is in it, where it is checkpointed with reentry: checkpoint with "
+                "use_reentrant=False.",
+                stacklevel=4,
+            )
 
     def _tell_unused(self, used: set[str]) -> None:
         unused = [name for name in self.channels.channels if name not in used and name not in self._told]
