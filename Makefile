@@ -24,7 +24,7 @@ demo: install ## Plan, train and measure EfficientNet-Lite0 on photographs of so
 	    $(DEMO_DATA) --input 3x128x128 --mean 0.498,0.498,0.498 --std 0.502,0.502,0.502 \
 	    -o ../out/plan.json --plot ../out/plan.png $(DEMO_MODEL)
 	cd examples && ../$(BIN)/trady-train ../out/plan.json $(DEMO_MODEL) $(DEMO_DATA) --fit-head --epochs 3 \
-	    --batches-per-epoch 100 --no-augment --lr 0.005 -o ../out/demo
+	    --batches-per-epoch 100 --lr 0.005 --no-augment -o ../out/demo
 
 test: install lint types ## Set up, then lint, types and tests (MARKERS chooses others)
 	$(BIN)/python -m pytest -m "$(MARKERS)"

@@ -133,6 +133,7 @@ class _TableBuilder:
             self._layers,
             self._upstream,
             self._storages,
+            frozenset(entry.storage for entry in self._trace.kept if entry.storage is not None),
             self._trace.always_trained,
         )
 

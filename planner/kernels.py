@@ -247,7 +247,9 @@ def conv_input_gradient(grad: Tensor, weight: Tensor, input_size: Sequence[int],
             grad, weight, None, how.stride, how.padding, how.dilation, False, [0] * len(how.stride), how.groups
         )
         # Output padding of a stride or more, which dilation allows, has windows that no input stands for.
-        return found[(..., *(slice(size) for size in input_size))]
+        for dim, size in enumerate(input_size, start=2):
+            found = found.narrow(dim, 0, size)
+        return found
     kernel, output_size = weight.shape[2:], grad.shape[2:]
     left_over = [
         size - ((out - 1) * step - 2 * pad + dilation * (window - 1) + 1)

@@ -167,6 +167,7 @@ class SliceCosts(Record):
         base: Whatever the channels.
         channel: For each channel.
         block: For each 8 channels begun.
+        exact: ``(n, bytes)`` where it was measured: special kernels take less than the line says.
         completes: Whether the slice's gradient lives from here on; a weight used twice makes a second one for a moment.
     """
 
@@ -174,7 +175,21 @@ class SliceCosts(Record):
     base: Count
     channel: Count
     block: Count
+    exact: tuple[tuple[Count, Count], ...] = ()
     completes: bool = True
+
+    def num_bytes(self, count: int) -> int:
+        """Bytes for so many channels; nothing for none."""
+        return dict(self.exact).get(count, self.line(count)) if count else 0
+
+    def line(self, count: int) -> int:
+        """What other numbers of channels than the measured ones take."""
+        return self.base + count * self.channel + -(-count // SLICE_BLOCK) * self.block
+
+    @property
+    def highest_base(self) -> int:
+        """A base with which the line is an upper bound for any number of channels."""
+        return self.base + max([0, *(size - self.line(count) for count, size in self.exact)])
 
 
 class GradientBytes(Record):

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from trady.planner.gradient_flow import GradientStorage
 from trady.planner.layers import CONVOLUTIONS, MATRIX_PRODUCTS, Layer, Weights, factors_of
-from trady.planner.ledger import BackwardCosts, GradientBytes, SliceCosts
+from trady.planner.ledger import SLICE_BLOCK, BackwardCosts, GradientBytes, SliceCosts
 from trady.planner.lifetimes import Lifetimes
 from trady.planner.records import Capture, Operation, TensorRecord
 from trady.planner.residual_rules import LeanForm, lean_form
@@ -27,6 +27,7 @@ class MemoryCosts:
         layers: Eligible layers.
         upstream: Bit set of parameters -> index of an upstream of the table, ``None`` where nothing of it trains.
         storages: Storage of the capture -> storage of the table.
+        kept: Storages of the capture that may be kept whole.
         always_trained: Parameters that train whatever is drawn.
     """
 
@@ -39,11 +40,12 @@ class MemoryCosts:
         layers: Sequence[Layer],
         upstream: Callable[[int], int | None],
         storages: Mapping[int, int],
+        kept: frozenset[int],
         always_trained: frozenset[str],
     ) -> None:
         self._capture, self._weights, self._lifetimes, self._workspaces = capture, weights, lifetimes, workspaces
         self._layers, self._upstream, self._storages = tuple(layers), upstream, storages
-        self._always_trained = always_trained
+        self._kept, self._always_trained = kept, always_trained
         self._frees = self._by_last_holder()
         self._stores = self._by_first_reader()
         self._backwards = self._backward_costs()
@@ -176,9 +178,6 @@ class MemoryCosts:
 
     def _slice_costs(self) -> dict[int, list[SliceCosts]]:
         costs: dict[int, list[SliceCosts]] = {}
-        sharing: dict[Any, int] = {}
-        for layer in self._layers:
-            sharing[layer.inputs] = sharing.get(layer.inputs, 0) + 1
         for index, layer in enumerate(self._layers):
             last = max(call.operation for call in layer.calls)
             for call in layer.calls:
@@ -187,21 +186,26 @@ class MemoryCosts:
         return costs
 
     def _slice_cost(self, index: int, layer: Layer, place: int, read: TensorRecord, completes: bool) -> SliceCosts:
+        """The kernel's, a copy of the channels where the group stores more than them, and a second gradient."""
         channel_bytes = read.numel // layer.in_channels * read.itemsize
         slice_bytes = layer.weight_elements * layer.weight_itemsize
-        base, block = 0, 0
-        channel = channel_bytes + (0 if completes else slice_bytes)
+        is_whole = read.storage in self._kept or self._capture.storages[read.storage].kind == "input"
+        shares = is_whole or sum(other.inputs == layer.inputs for other in self._layers) > 1
+        extra = (channel_bytes if shares else 0) + (0 if completes else slice_bytes)
         operation = self._capture.operations[place]
-        if self._workspaces is not None and operation.target in CONVOLUTIONS:
-            known = self._workspaces.slices.get(place)
-            if known is None:
-                written = operation.outputs[0].numel * operation.outputs[0].itemsize
-                base = 2 * written + 16 * (channel_bytes + slice_bytes)
-                channel += 2 * (channel_bytes + slice_bytes + layer.groups * written // layer.out_channels)
-            else:
-                base, block = known.base, known.block
-                channel += known.channel
-        return SliceCosts(layer=index, base=base, channel=channel, block=block, completes=completes)
+        if self._workspaces is None or operation.target not in CONVOLUTIONS:
+            return SliceCosts(layer=index, base=0, channel=extra, block=0, completes=completes)
+        known = self._workspaces.slices.get(place)
+        if known is None:
+            written = operation.outputs[0].numel * operation.outputs[0].itemsize
+            base = 2 * written + 2 * SLICE_BLOCK * (channel_bytes + slice_bytes)
+            channel = 2 * (channel_bytes + slice_bytes + layer.groups * written // layer.out_channels)
+            return SliceCosts(layer=index, base=base, channel=channel + extra, block=0, completes=completes)
+        base, channel, block = known.fitted()
+        exact = tuple((number, size + number * extra) for number, size in known.measured.items())
+        return SliceCosts(
+            layer=index, base=base, channel=channel + extra, block=block, exact=exact, completes=completes
+        )
 
     def _always_gradients(self) -> dict[int, int]:
         """Bytes by the last operation that reads each always-trained parameter: the first one backward meets."""

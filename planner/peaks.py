@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.ledger import SLICE_BLOCK, CostTable, SliceCosts
+from trady.planner.ledger import CostTable, SliceCosts
 
 Bytes = NDArray[np.int64]
 
@@ -124,6 +124,7 @@ class _Sweep:
             for backward in operation.backwards:
                 running = self._with(live, waiting.at(place))
                 yield self._moment(MomentKind.BACKWARD, place, running, backward.workspace, backward.upstream)
+            waiting.at(place)
             self._release(place, live)
 
     def _release(self, place: int, live: _Live) -> None:
@@ -207,8 +208,7 @@ class PeakModel:
         self.kept: Bytes = np.zeros((number, len(table.upstreams)), dtype=np.int64)
         self.stored: Bytes = np.zeros((number, len(self._stores)), dtype=np.int64)
         self.channels: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
-        self.blocks: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
-        self.drawn: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
+        self._slices = [(row, moment.slice) for row, moment in enumerate(self.moments) if moment.slice is not None]
         for row, moment in enumerate(self.moments):
             self._fill(row, moment, columns)
 
@@ -219,10 +219,6 @@ class PeakModel:
             self.stored[row, columns[group, position]] = self.table.groups[group].inputs[position].channel_bytes
         for layer in moment.gradients:
             self.channels[row, layer] = self.table.layers[layer].gradient_bytes
-        if moment.slice is not None:
-            self.channels[row, moment.slice.layer] += moment.slice.channel
-            self.blocks[row, moment.slice.layer] = moment.slice.block
-            self.drawn[row, moment.slice.layer] = moment.slice.base
 
     def values(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> Bytes:
         """Bytes at each moment beside what always lives; 0 where it does not come.
@@ -245,20 +241,19 @@ class PeakModel:
         )
         numbers = np.array(counts, dtype=np.int64)
         values: Bytes = (
-            self.fixed
-            + self.kept @ trained.astype(np.int64)
-            + self.stored @ stores
-            + self.channels @ numbers
-            + self.blocks @ -(-numbers // SLICE_BLOCK)
-            + self.drawn @ (numbers > 0).astype(np.int64)
+            self.fixed + self.kept @ trained.astype(np.int64) + self.stored @ stores + self.channels @ numbers
         )
+        for row, work in self._slices:
+            values[row] += work.num_bytes(counts[work.layer])
         comes = np.array([self._comes(moment, trained, counts) for moment in self.moments])
         return np.where(comes, values, 0)
 
     def channel_growth(self, index: int, count: int) -> Bytes:
         """What each moment grows by as a layer that trains goes to ``count`` channels, stored inputs left out."""
-        begins = int((count - 1) % SLICE_BLOCK == 0)
-        grown: Bytes = self.channels[:, index] + begins * self.blocks[:, index]
+        grown: Bytes = self.channels[:, index].copy()
+        for row, work in self._slices:
+            if work.layer == index:
+                grown[row] += work.num_bytes(count) - work.num_bytes(count - 1)
         return grown
 
     def stored_growth(self, group: int, counts: Sequence[int]) -> Bytes:
@@ -286,12 +281,9 @@ class PeakModel:
         """Moments that a budget can be exceeded at and that no other moment always exceeds."""
         everything = [layer.in_channels for layer in self.table.layers]
         stored = self.stored @ np.array([self._widths[group] for group, _ in self._stores], dtype=np.int64)
-        most = (
-            self.fixed
-            + self.kept.sum(axis=1)
-            + stored
-            + (self.channels + self.blocks + self.drawn) @ np.array(everything, dtype=np.int64)
-        )
+        most = self.fixed + self.kept.sum(axis=1) + stored + self.channels @ np.array(everything, dtype=np.int64)
+        for row, work in self._slices:
+            most[row] += work.line(everything[work.layer]) + work.highest_base - work.base
         most = with_margin(most) + self.table.lasting_bytes(everything)
         rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
         return [self.moments[row] for row in _undominated(rows, self._comparable(), self._conditions())]
@@ -312,8 +304,10 @@ class PeakModel:
                 chain.append(index)
         rest = [index for index in range(len(table.upstreams)) if index not in always and index not in chain]
         parts = fixed[:, None] + np.cumsum(self.kept[:, chain], axis=1)
-        columns = [fixed[:, None], parts, self.kept[:, rest], self.stored, self.channels, self.blocks, self.drawn]
-        return np.concatenate(columns, axis=1)
+        slices: Bytes = np.zeros((len(self.moments), 3 * len(table.layers)), dtype=np.int64)
+        for row, work in self._slices:
+            slices[row, 3 * work.layer : 3 * work.layer + 3] = work.highest_base, work.channel, work.block
+        return np.concatenate([fixed[:, None], parts, self.kept[:, rest], self.stored, self.channels, slices], axis=1)
 
     def _conditions(self) -> list[int | None]:
         """Layers that make each moment come, as bit sets; ``None`` where it always does."""

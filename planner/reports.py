@@ -349,7 +349,7 @@ def _words(name: str) -> str:
 
 
 def _bytes_or_not(num_bytes: int | None) -> str:
-    return "not predicted yet" if num_bytes is None else format_bytes(num_bytes)
+    return "not predicted" if num_bytes is None else format_bytes(num_bytes)
 
 
 def _count(number: int, noun: str, plural: str = "") -> str:

@@ -283,7 +283,9 @@ class _Model:
             total = total + table.layers[index].gradient_bytes * counts[index]
         if moment.slice is not None:
             work = moment.slice
-            total = total + work.base + work.channel * counts[work.layer] + work.block * self._blocks(work.layer)
+            total = (
+                total + work.highest_base + work.channel * counts[work.layer] + work.block * self._blocks(work.layer)
+            )
         return total
 
     def _blocks(self, index: int) -> cp_model.IntVar:

@@ -51,16 +51,28 @@ _PLAIN: Final = frozenset(
     for suffix in ("", "_")
 )
 #: Channels whose slice gradient is measured, and all of them: kernels work on blocks.
-_FEW_CHANNELS: Final = (1, SLICE_BLOCK + 1)
+_FEW_CHANNELS: Final = (1, 2, SLICE_BLOCK + 1)
+_COLOURS: Final = 4
 
 
 @dataclass(frozen=True)
 class SliceWorkspace:
-    """What the gradient of ``n`` channels works in: ``base + n * channel + ceil(n / 8) * block`` bytes."""
+    """What the gradient of ``n`` channels works in, in bytes by number of channels: measured ones and all."""
 
-    base: int
-    channel: int
-    block: int
+    measured: Mapping[int, int]
+
+    def fitted(self) -> tuple[int, int, int]:
+        """An upper line through what was measured: bytes whatever the channels, for each, for each block begun.
+
+        One channel is left out where there are more: a depthwise convolution of one channel is an ordinary one.
+        """
+        found = {number: size for number, size in self.measured.items() if number > 1} or dict(self.measured)
+        least, most = min(found), max(found)
+        block = max(0, found[SLICE_BLOCK + 1] - found[least]) if least < SLICE_BLOCK + 1 < most else 0
+        rest = {number: size - block * -(-number // SLICE_BLOCK) for number, size in found.items()}
+        channel = max(0, -(-(rest[most] - rest[least]) // (most - least))) if most > least else 0
+        base = max(size - channel * number for number, size in rest.items())
+        return max(0, base), channel, block
 
 
 @dataclass(frozen=True)
@@ -145,8 +157,8 @@ def _on_line(low: tuple[int, _Found], high: tuple[int, _Found], batch_size: int)
     first, second = low[1], high[1]
     slices = None
     if first.slices is not None and second.slices is not None:
-        one, two = first.slices, second.slices
-        slices = SliceWorkspace(line(one.base, two.base), line(one.channel, two.channel), line(one.block, two.block))
+        one, two = first.slices.measured, second.slices.measured
+        slices = SliceWorkspace({number: line(one[number], two[number]) for number in one})
     return _Found(line(first.forward, second.forward), line(first.backward or 0, second.backward or 0), slices)
 
 
@@ -224,14 +236,21 @@ def _measure_convolution(call: Call, wanted: _Found) -> None:
         runs: list[_Run] = []
         if named["input"].requires_grad:
             runs.append(lambda: conv_input_gradient(outputs[0], weight, inputs.shape[2:], how))
-        numbers = sorted({number for number in _FEW_CHANNELS if number < inputs.shape[1]} | {inputs.shape[1]})
+        numbers = _numbers(inputs.shape[1])
         if named["weight"].requires_grad:
             runs += [_slice_run(inputs, outputs[0], weight, how, number) for number in numbers]
         found = _peaks_beside_results(runs)
     if named["input"].requires_grad:
         wanted.backward, found = found[0], found[1:]
     if found:
-        wanted.slices = _fitted(dict(zip(numbers, found, strict=True)))
+        wanted.slices = SliceWorkspace(dict(zip(numbers, found, strict=True)))
+
+
+def _numbers(in_channels: int) -> list[int]:
+    """Numbers of channels to measure, 1 and all among them; each one of a stem that reads colours."""
+    if in_channels <= _COLOURS:
+        return list(range(1, in_channels + 1))
+    return sorted({number for number in _FEW_CHANNELS if number < in_channels} | {in_channels})
 
 
 def _slice_run(inputs: Tensor, grad: Tensor, weight: Tensor, how: Convolution, number: int) -> _Run:
@@ -267,13 +286,3 @@ def _peaks_beside_results(runs: Sequence[_Run], operands: Any = ()) -> list[int]
     device = next((tensor.device for tensor in input_tensors(operands)), torch.device("cpu"))
     peaks = peaks_of([watched(run) for run in runs], device)
     return [max(0, peak - size) for peak, size in zip(peaks, sizes, strict=True)]
-
-
-def _fitted(found: Mapping[int, int]) -> SliceWorkspace:
-    """An upper line through the measured numbers of channels, with steps at each block."""
-    most = max(found)
-    block = max(0, found[SLICE_BLOCK + 1] - found[1]) if most > SLICE_BLOCK + 1 else 0
-    rest = {number: size - block * -(-number // SLICE_BLOCK) for number, size in found.items()}
-    channel = max(0, -(-(rest[most] - rest[1]) // (most - 1))) if most > 1 else 0
-    base = max(size - channel * number for number, size in rest.items())
-    return SliceWorkspace(max(0, base), channel, block)

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from hypothesis import strategies as st
 
 from trady.planner.ledger import (
+    BackwardCosts,
     CostTable,
+    GradientBytes,
     GroupInput,
     InputGroup,
     KeptBytes,
     LayerCosts,
     OperationCosts,
+    SliceCosts,
     Upstream,
 )
 from trady.planner.options import MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
@@ -209,3 +212,87 @@ def plan_of(
     )
     first = draw(draft, 0)
     return draft.model_copy(update={"counts": first.counts(table), "ledger": first.ledger(table)})
+
+
+@st.composite
+def peak_tables(draw: st.DrawFn, max_layers: int = 3, max_channels: int = 4) -> CostTable:
+    """Random tables with lifetimes: storages that die early or late, gradients that wait, workspaces."""
+    table = draw(cost_tables(max_layers, max_channels))
+    number = draw(st.integers(len(table.layers), len(table.layers) + 3))
+    sizes = tuple(draw(st.lists(st.integers(0, 80), min_size=number, max_size=number)))
+    places, amounts = st.integers(0, len(table.upstreams) - 1), st.integers(0, 60)
+    ends = [draw(st.none() | st.integers(place, number - 1)) for place in range(number)]
+    layers_at = sorted(draw(st.permutations(range(number)))[: len(table.layers)])
+    first_reader: dict[int, int] = {}
+    for index, layer in enumerate(table.layers):
+        first_reader.setdefault(layer.group, layers_at[index])
+    operations = []
+    for place in range(number):
+        kept = draw(
+            st.lists(
+                st.builds(
+                    KeptBytes,
+                    num_bytes=amounts,
+                    upstream=places,
+                    line=st.just("residuals"),
+                    storage=st.none() | st.just(place),
+                ),
+                max_size=1,
+            )
+        )
+        kept = [
+            entry if entry.storage is None else entry.model_copy(update={"num_bytes": sizes[place]}) for entry in kept
+        ]
+        slices = [
+            SliceCosts(
+                layer=index,
+                base=draw(amounts),
+                channel=draw(st.integers(0, 9)),
+                block=draw(amounts),
+                exact=draw(st.sampled_from([(), ((1, 70),)])),
+            )
+            for index, at in enumerate(layers_at)
+            if at == place
+        ]
+        operations.append(
+            OperationCosts(
+                target="op",
+                module="m",
+                allocates=(place,),
+                frees=tuple(storage for storage, end in enumerate(ends) if end == place),
+                kept=tuple(kept),
+                workspace=draw(amounts),
+                recording=draw(amounts),
+                recorded_when=draw(places),
+                stores=tuple(
+                    (group, position)
+                    for group, at in first_reader.items()
+                    if at == place
+                    for position in range(len(table.groups[group].inputs))
+                ),
+                slices=tuple(slices),
+                backwards=tuple(
+                    draw(st.lists(st.builds(BackwardCosts, upstream=places, workspace=amounts), max_size=1))
+                ),
+                always_gradients=draw(st.sampled_from([0, 0, 8])),
+            )
+        )
+    flows = []
+    for _ in range(draw(st.integers(0, 3))):
+        born = draw(st.integers(0, number - 1))
+        untils = sorted(draw(st.lists(st.integers(0, born), min_size=1, max_size=2, unique=True)), reverse=True)
+        flows.append(
+            GradientBytes(num_bytes=draw(amounts), born=born, uses=tuple((until, draw(places)) for until in untils))
+        )
+    content = {name: getattr(table, name) for name in type(table).model_fields}
+    content |= {
+        "operations": tuple(operations),
+        "storages": sizes,
+        "weight_bytes": draw(amounts),
+        "input_bytes": draw(amounts),
+        "gradient_storages": tuple(flows),
+        "optimizer_copies": draw(st.sampled_from([0, 2])),
+        "largest_always_trained_bytes": draw(st.integers(0, 20)),
+        "always_trained_bytes": table.always_trained_bytes + sum(found.always_gradients for found in operations),
+    }
+    return CostTable(**content)

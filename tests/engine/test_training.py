@@ -470,7 +470,6 @@ def test_texts_train(planned: Planned, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="gradients behind bit masks come out wrong under AOTAutograd", strict=True)
 def test_compiled_runs_end_about_the_same(planned: Planned, tmp_path: Path) -> None:
     plan = planned("train_nets:without_dropout", epochs=2)
     train(plan, options(plan), tmp_path / "eager")

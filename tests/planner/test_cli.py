@@ -208,7 +208,7 @@ def test_too_small_a_budget_names_one_that_works(workplace: Path) -> None:
         (("--data", "one_class", "nets:small"), "one class"),
         (("--data", "nowhere", "nets:small"), "nowhere"),
         (("-o", "missing/plan.json", "nets:small"), "does not exist"),
-        (("--scope", "peak", "nets:small"), "not predicted yet"),
+        (("--scope", "peak", "nets:small"), "does not hold the model even without training"),
         (("--dtype", "int8", "--scope", "training", "nets:small"), "scope 'update' only"),
         (("--priorities", "nets.py", "nets:small"), "cannot be read"),
         (("--strategy", "su", "nets:small"), "needs a scheme"),

@@ -199,7 +199,7 @@ def test_user_loss_is_named(net: nn.Module, pictures: Tensor, priorities: Priori
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scope": "peak"}, PlanError, "not predicted yet"),
+        ({"scope": "peak"}, BudgetError, r"even without training. Inference alone peaks at .* Lower --batch-size"),
         ({"scope": "everything"}, StrategyError, "Scope 'everything' is unknown. Known: update, training, peak"),
         ({"optimizer": "lion"}, StrategyError, "Optimizer 'lion' is unknown"),
         ({"strategy": "best"}, StrategyError, "Known: solver, trady"),
@@ -228,8 +228,8 @@ def test_contradictions_are_told(
 
 
 def test_all_problems_are_told_at_once(net: nn.Module, pictures: Tensor) -> None:
-    with pytest.raises(PlanError, match=r"Scope 'peak'.*Epochs must be"):
-        make_plan(net, pictures, budget="4KB", scope=Scope.PEAK, epochs=0)
+    with pytest.raises(PlanError, match=r"scope 'update' only.*Epochs must be"):
+        make_plan(net, pictures, budget="4KB", scope=Scope.PEAK, dtype="int8", epochs=0)
 
 
 def test_priorities_of_another_model(net: nn.Module, pictures: Tensor) -> None:

@@ -126,7 +126,7 @@ def test_report_says_what_it_must(tiny_plan: Plan, width: int) -> None:
     assert "\x1b" not in text
     assert "of 2.0 kB" in text and "scope update" in text and "strategy solver" in text
     assert "of 2 layers" in text and "of 6 input channels" in text and "momentum" in text
-    assert text.count("not predicted yet") == 2
+    assert "not predicted" not in text
     for line in type(tiny_plan.ledger.lines).model_fields:
         assert line.replace("_", " ") in text
     assert "activation sparsity" in text and "backward MACs saved" in text
@@ -184,7 +184,7 @@ def test_summary_survives_json(tiny_plan: Plan) -> None:
     summary = summary_json(tiny_plan)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["ledger"]["scopes"]["update"] == summary["used_bytes"] <= 2000
-    assert summary["ledger"]["scopes"]["peak"] is None
+    assert summary["ledger"]["scopes"]["peak"] > summary["ledger"]["scopes"]["update"]
     assert sum(layer["update_bytes"] for layer in summary["layers"]) == summary["used_bytes"]
     assert summary["sparsity"]["activation"] == plan_figures(tiny_plan).activation_elements.saved_share
     assert summary["solver"]["status"] == "optimal" and summary["priorities"]["source"] == "synthetic"
