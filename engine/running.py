@@ -29,6 +29,10 @@ from trady.planner.training_step import Batch, Inputs, LossFunction
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
+_UNSEEN_COMPILED: Final = (
+    "Under torch.compile the engine does not see every drawn weight (a packed projection used by parts, for instance), "
+    "and those would not train. Run without compiling, or plan with --exclude for these layers."
+)
 _log: Final = logging.getLogger(__name__)
 
 
@@ -138,8 +142,11 @@ class Engine(nn.Module):
                 yield
             return
         if torch.compiler.is_compiling():
-            with self._norms_frozen(), LeanMode(self._slices.redirections(self.model, None)):
+            redirections = self._slices.redirections(self.model, None)
+            with self._norms_frozen(), LeanMode(redirections):
                 yield
+            if len(redirections.used) < len(self.channels.channels):
+                raise EngineError(_UNSEEN_COMPILED)
             return
         self._guard.check(self, inputs)
         self._average.before_forward(self)
