@@ -312,8 +312,9 @@ def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: 
     stride = how.stride
     if _skips_positions(how, shape):
         # oneDNN (torch 2.15) writes outside its memory here for one channel, channels last.
-        places = (slice(None, (size - 1) * step + 1, step) for size, step in zip(grad.shape[2:], stride, strict=True))
-        inputs, stride = inputs[(slice(None), slice(None), *places)], (1,) * len(stride)
+        for dim, (size, step) in enumerate(zip(grad.shape[2:], stride, strict=True), start=2):
+            inputs = torch.ops.aten.slice(inputs, dim, 0, (size - 1) * step + 1, step)
+        stride = (1,) * len(stride)
     found = torch.ops.aten.convolution_backward(
         grad,
         inputs,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-
 #: Stands among the parameters for inputs that a model itself makes require a gradient (speech models do, for
 #: checkpointing's sake): what follows keeps what backward to them needs, whatever is drawn.
 REQUIRING_INPUTS: Final = "(inputs made to require a gradient)"

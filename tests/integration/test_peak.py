@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from tests.cases import TOYS, build
 from torch import nn
 
+from tests.cases import TOYS, build
 from trady.engine import Engine
 from trady.planner.calibration import uniform_priorities
 from trady.planner.planning import make_plan

@@ -268,5 +268,5 @@ def test_a_backward_pass_that_cannot_be_followed_leaves_the_peak_open(monkeypatc
     plan = make_plan(net, inputs, budget="2KB")
     assert plan.ledger.scopes.peak is None
     assert any("The peak is not predicted" in note and "no such kernel" in note for note in plan.notes)
-    with pytest.raises(PlanError, match="no such kernel.* Use --scope training"):
+    with pytest.raises(PlanError, match=r"no such kernel.* Use --scope training"):
         make_plan(net, inputs, budget="1MB", scope="peak")
