@@ -247,7 +247,9 @@ def conv_input_gradient(grad: Tensor, weight: Tensor, input_size: Sequence[int],
             grad, weight, None, how.stride, how.padding, how.dilation, False, [0] * len(how.stride), how.groups
         )
         # Output padding of a stride or more, which dilation allows, has windows that no input stands for.
-        return found[(..., *(slice(size) for size in input_size))]
+        for dim, size in enumerate(input_size, start=2):
+            found = found.narrow(dim, 0, size)
+        return found
     kernel, output_size = weight.shape[2:], grad.shape[2:]
     left_over = [
         size - ((out - 1) * step - 2 * pad + dilation * (window - 1) + 1)
@@ -312,9 +314,8 @@ def _weight_gradient(grad: Tensor, inputs: Tensor, shape: tuple[int, ...], how: 
     stride = how.stride
     if _skips_positions(how, shape):
         # oneDNN (torch 2.15) writes outside its memory here for one channel, channels last.
-        for dim, (size, step) in enumerate(zip(grad.shape[2:], stride, strict=True), start=2):
-            inputs = torch.ops.aten.slice(inputs, dim, 0, (size - 1) * step + 1, step)
-        stride = (1,) * len(stride)
+        places = (slice(None, (size - 1) * step + 1, step) for size, step in zip(grad.shape[2:], stride, strict=True))
+        inputs, stride = inputs[(slice(None), slice(None), *places)], (1,) * len(stride)
     found = torch.ops.aten.convolution_backward(
         grad,
         inputs,
