@@ -12,10 +12,19 @@ MARKERS ?= not slow and not assets and not gpu and not browser
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: install ## Plan EfficientNet-Lite0 with its ImageNet weights (most of the time is the set-up)
+# EfficientNet-Lite0's weights expect (uint8 - 127) / 128.
+DEMO_MODEL := efficientnet_lite0:efficientnet_lite0
+DEMO_DATA := --data ../out/solar_cells.npz
+
+demo: install ## Plan, train and measure EfficientNet-Lite0 on photographs of solar cells (most of the time is the set-up)
 	@mkdir -p out
-	cd examples && ../$(BIN)/trady-plan --budget 256KB --batch-size 8 -o ../out/plan.json --plot ../out/plan.png \
-	    efficientnet_lite0:efficientnet_lite0
+	@rm -rf out/demo
+	cd examples && ../$(BIN)/python train_on_solar_cells.py ../out/solar_cells.npz
+	cd examples && ../$(BIN)/trady-plan --budget 256KB --batch-size 8 --epochs 3 --memory-format channels_last \
+	    $(DEMO_DATA) --input 3x128x128 --mean 0.498,0.498,0.498 --std 0.502,0.502,0.502 \
+	    -o ../out/plan.json --plot ../out/plan.png $(DEMO_MODEL)
+	cd examples && ../$(BIN)/trady-train ../out/plan.json $(DEMO_MODEL) $(DEMO_DATA) --fit-head --epochs 3 \
+	    --batches-per-epoch 100 --lr 0.005 --no-augment -o ../out/demo
 
 test: install lint types ## Set up, then lint, types and tests (MARKERS chooses others)
 	$(BIN)/python -m pytest -m "$(MARKERS)"

@@ -88,6 +88,7 @@ def rows(subject: Subject) -> dict[str, Prepare]:
     for name, prepare in (("memsave", memsave), ("lora", lora), ("paca", paca), ("trady", trady)):
         for budget in BUDGETS:
             found[f"{name} {budget}"] = functools.partial(prepare, budget=budget)
+    found[f"trady {BUDGETS[0]}, checkpoint"] = functools.partial(trady_checkpointed, budget=BUDGETS[0])
     if not subject.like_relu:
         found["trady peak"] = functools.partial(trady, budget=PEAK)
     return found
@@ -189,6 +190,12 @@ def trady(task: Task, budget: str) -> Contender:
     optimizer = engine.register(torch.optim.SGD(engine.parameters(), lr=LEARNING_RATE))
     note = f"{len(plan.chosen)} layers, {sum(plan.counts):,} channels, update {plan.ledger.scopes.update:,} B"
     return Contender(engine, optimizer, dict(engine.named_parameters()), resample=engine.resample, note=note)
+
+
+def trady_checkpointed(task: Task, budget: str) -> Contender:
+    """The engine on a model that computes each block again in backward."""
+    _checkpoint_blocks(task)
+    return trady(task, budget)
 
 
 def _contender(model: nn.Module, note: str = "") -> Contender:

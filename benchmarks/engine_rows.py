@@ -125,6 +125,7 @@ def measure(task: Task, row_name: str, batch: Batch, device: str, repeats: int) 
     found = {"first_step_seconds": round(time.perf_counter() - started, 2), "loss": loss, "dense_loss": expected}
     found |= {"trained_bytes": _trained_bytes(contender, task), "without_gradient": subject.without_gradient}
     _check_gradients(task.subject, subject)
+    _check_loss(loss, expected, contender)
     found |= subject.bytes_of(0 if resident is None else resident.left_bytes, task)
     found |= times(subject, judge, repeats)
     if contender.resample is not None:
@@ -198,6 +199,12 @@ def _check_gradients(subject: Subject, judge: _Judge) -> None:
         raise ArithmeticError(f"{len(missing)} parameters got no gradient: {', '.join(missing[:3])}")
     if judge.not_finite:
         raise ArithmeticError(f"{len(judge.not_finite)} gradients are not finite: {', '.join(judge.not_finite[:3])}")
+
+
+def _check_loss(loss: float, expected: float, contender: Contender) -> None:
+    """All rows start from the same model and noise; compiled ones make their own noise."""
+    if not contender.compiled and not math.isclose(loss, expected, rel_tol=0.01):
+        raise ArithmeticError(f"The first loss is {loss:.5f}, that of dense training {expected:.5f}.")
 
 
 def times(subject: _Judge, judge: _Judge, repeats: int) -> dict[str, Any]:

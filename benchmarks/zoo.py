@@ -302,9 +302,9 @@ def table_lines(rows: list[Row]) -> Iterator[str]:
         f"timm {versions['timm']}, transformers {versions['transformers']}; {versions['machine']}). "
         "Bytes at batch 4, in bytes; *difference* is predicted minus real at batches 4 and 1, the larger. "
         "*Trace* is one batch size, as `trady-plan` does it; *solve* and *gap* are of a plan of 256 kB in scope "
-        "`update` with uniform priorities. *Lean* is what the engine's step keeps for backward with the plan's channels, "
-        "*off plan* how far that is from the plan, and *error* the largest error of a drawn slice's gradient relative "
-        "to the largest entry of the dense one."
+        "`update` with uniform priorities. *Lean* is what the engine's step keeps for backward with the plan's "
+        "channels, *off plan* how far that is from the plan, and *error* the largest error of a drawn slice's gradient "
+        "relative to the largest entry of the dense one."
     )
     yield ""
     yield (
@@ -329,8 +329,8 @@ def _table_rows(row: Row) -> Iterator[str]:
         worst = max((found["difference"] for found in mode.values()), key=abs)
         yield (
             f"| {row['name']} | {row['input']} | {norm} | {plan['layers']} | {shown['predicted']:,} | "
-            f"{shown['real']:,} | {worst} | {_step_cells(row, norm)} | {plan['trace_seconds']:.2f} | {plan['solve_seconds']:.2f} | "
-            f"{plan['gap']:.3%} |"
+            f"{shown['real']:,} | {worst} | {_step_cells(row, norm)} | {plan['trace_seconds']:.2f} | "
+            f"{plan['solve_seconds']:.2f} | {plan['gap']:.3%} |"
         )
 
 

@@ -183,9 +183,9 @@ class DrawnLayer:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a drawn layer saves for backward."""
+    """What a drawn layer saves for backward; no tensor where that is its whole input."""
 
-    tensor: Tensor
+    tensor: Tensor | None
     index: Tensor
     pick: NestedPick | UnionPick
 
@@ -263,10 +263,11 @@ class Redirections:
     def keep(self, layer: Any, inputs: Tensor, dim: int) -> Kept:
         """Store what a drawn layer needs of its input."""
         stored, whole = layer.group.store(inputs, dim)
+        channels = None if whole else stored
         if layer.group.nested is None:
-            kept = Kept(stored, layer.group.members[layer.name], UnionPick(layer.group, whole))
+            kept = Kept(channels, layer.group.members[layer.name], UnionPick(layer.group, whole))
         else:
-            kept = Kept(stored, layer.group.nested, NestedPick(layer.number, whole))
+            kept = Kept(channels, layer.group.nested, NestedPick(layer.number, whole))
         self.used.add(layer.name)
         if self._notes is not None:
             if not whole:

@@ -55,13 +55,26 @@ class _Slice:
     geometry: SliceGeometry
     channels: Tensor
     layer: DrawnLayer
-    weight_seen: tuple[int, int] = (0, 0)
+    weight_seen: tuple[int, int, int] = (0, 0, 0)
     slice_seen: int = 0
 
+    def read(self, weight: Tensor) -> None:
+        """Take the channels from the weight; a backward pass under way does not see a change."""
+        self.layer.compact.data.copy_(self.geometry.gather(weight, self.channels))
+        self._note(weight)
 
-def _state_of(tensor: Tensor) -> tuple[int, int]:
-    """Changes when a tensor is written to, or another one takes its place."""
-    return id(tensor), tensor._version
+    def write_to(self, weight: Tensor) -> None:
+        """Put the channels into the weight."""
+        self.geometry.scatter_(weight, self.channels, self.layer.compact.detach())
+        self._note(weight)
+
+    def _note(self, weight: Tensor) -> None:
+        self.weight_seen, self.slice_seen = _state_of(weight), self.layer.compact._version
+
+
+def _state_of(tensor: Tensor) -> tuple[int, int, int]:
+    """Changes when a tensor is written to, or another one, or other memory, takes its place."""
+    return id(tensor), tensor.data_ptr(), tensor._version
 
 
 def _weight_of(model: nn.Module, costs: LayerCosts) -> nn.Parameter:
@@ -152,19 +165,27 @@ class DrawnSlices:
     def synchronise(self, model: nn.Module) -> None:
         """Make slices and weights equal: what was changed last, by an optimizer or by the user, goes to the other.
 
-        A weight the user replaced or loaded wins over its slice.
+        A weight the user replaced or loaded wins over its slice. Slices are read again even where nothing seems to
+        have changed: what is written through ``weight.data`` leaves no trace.
         """
         for found in self._slices.values():
             weight = _weight_of(model, found.costs)
-            compact = found.layer.compact
-            if _state_of(weight) != found.weight_seen:
-                with torch.no_grad():
-                    compact.copy_(found.geometry.gather(weight, found.channels))
-            elif compact._version != found.slice_seen:
-                found.geometry.scatter_(weight, found.channels, compact.detach())
+            if _state_of(weight) == found.weight_seen and found.layer.compact._version != found.slice_seen:
+                found.write_to(weight)
             else:
-                continue
-            found.weight_seen, found.slice_seen = _state_of(weight), compact._version
+                found.read(weight)
+
+    def read_changed(self, model: nn.Module) -> None:
+        """Before an optimizer's step: take over weights that were written to since they were last seen."""
+        for found in self._slices.values():
+            weight = _weight_of(model, found.costs)
+            if _state_of(weight) != found.weight_seen:
+                found.read(weight)
+
+    def write_back(self, model: nn.Module) -> None:
+        """After an optimizer's step: the slices go into the weights, also from optimizers that write to ``.data``."""
+        for found in self._slices.values():
+            found.write_to(_weight_of(model, found.costs))
 
     def redirections(self, model: nn.Module, notes: StorageNotes | None) -> Redirections:
         """What a forward pass of the model is redirected to; weights are looked up by name."""
@@ -191,7 +212,7 @@ class DrawnSlices:
             group = found.layer.group
             group.nested = None if group.nested is None else group.nested.to(compact.device)
             group.members = {name: index.to(compact.device) for name, index in group.members.items()}
-            found.weight_seen = (0, 0)
+            found.weight_seen = (0, 0, 0)
 
     def _groups(self, model: nn.Module, drawn: ChannelDraw) -> dict[int, DrawnGroup]:
         """Each drawn input group with its index and whether its inputs are kept anyway."""

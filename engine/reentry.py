@@ -5,6 +5,7 @@ attached to, which the user calls directly. Both are met by hooks on all modules
 nothing of ours is in its pickles and copies; they act on this engine's modules only.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -85,13 +86,14 @@ class Reentry:
         recomputes = torch._C._current_graph_task_id() != -1
         if recomputes or (self.attached and module is runner.model):
             stack = ExitStack()
-            stack.enter_context(runner.redirected(None if recomputes else args))
+            stack.enter_context(runner.redirected(None if recomputes else (args, {})))
             _entered().append((self, module, stack))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         entered = _entered()
         if entered and entered[-1][0] is self and entered[-1][1] is module:
-            entered.pop()[2].close()
+            failed = output is None and sys.exc_info()[0] is not None
+            entered.pop()[2].__exit__(*(sys.exc_info() if failed else (None, None, None)))
 
 
 def is_active(key: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from trady.engine.averaging import GradientAverage, mean_over_processes
 from trady.engine.batches import BatchGuard
@@ -74,6 +75,8 @@ class Engine(nn.Module):
         self._reentry = Reentry(self)
         self._average = GradientAverage()
         self._notes: StorageNotes | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._is_checkpointed = False
         self._told: set[str] = set()
         self._guard = BatchGuard(strict)
         self.channels = ChannelDraw(0, {})
@@ -93,18 +96,20 @@ class Engine(nn.Module):
         self._slices.synchronise(self.model)
         self._reentry.remove()
         self._follower.release()
+        self._unhook()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags[name])
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle is attached to nothing and follows no optimizer."""
-        left_out = ("_reentry", "_average", "_notes")
+        left_out = ("_reentry", "_average", "_notes", "_hooks")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a copied state."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._reentry, self._average, self._notes = Reentry(self), GradientAverage(), None
+        self._hooks = []
 
     @property
     def epoch(self) -> int:
@@ -133,7 +138,7 @@ class Engine(nn.Module):
                 yield
             return
         if torch.compiler.is_compiling():
-            with LeanMode(self._slices.redirections(self.model, None)):
+            with self._norms_frozen(), LeanMode(self._slices.redirections(self.model, None)):
                 yield
             return
         self._guard.check(self, inputs)
@@ -148,6 +153,7 @@ class Engine(nn.Module):
             undo()
         if redirections.is_checkpointed:
             self._reentry.install()
+            self._is_checkpointed = True
         elif inputs is not None:
             self._tell_unused(redirections.used)
 
@@ -215,9 +221,11 @@ class Engine(nn.Module):
             The same optimizer.
         """
         self._follower.register(optimizer)
-        if optimizer is not None:
-            optimizer.register_step_pre_hook(self._before_step)
-            optimizer.register_step_post_hook(self._after_step)
+        if optimizer is None:
+            self._unhook()
+        else:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         return optimizer
 
     def resample(
@@ -238,7 +246,7 @@ class Engine(nn.Module):
         norms, notes = self._norms_to_draw_by(batches, loss)
         before = self.channels
         drawn = draw(self.plan, epoch, seed=self.seed, observed=norms)
-        if self._channel_pairs(drawn) != self._channel_pairs(before):
+        if _in_order(drawn) != _in_order(before):
             self._follower.check_before_draw(self.named_parameters())
             notes = [*notes, *self._take(drawn)]
         self.channels = drawn
@@ -345,12 +353,20 @@ class Engine(nn.Module):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(now[name])
 
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
     def _before_step(self, *_: Any) -> None:
+        self._slices.read_changed(self.model)
+        if self._is_checkpointed:
+            self._tell_without_gradient()
         if self.plan.strategy.name is Strategy.MEDYATE:
             self._observed.see(self._slices.channel_norms(), self._slices.channels)
 
     def _after_step(self, *_: Any) -> None:
-        self._slices.synchronise(self.model)
+        self._slices.write_back(self.model)
 
     def _norms_to_draw_by(
         self, batches: Iterable[Batch] | None, loss: LossFunction | None
@@ -371,6 +387,19 @@ class Engine(nn.Module):
     def _channel_pairs(drawn: ChannelDraw) -> set[tuple[str, int]]:
         return {(name, channel) for name, found in drawn.channels.items() for channel in found.tolist()}
 
+    def _tell_without_gradient(self) -> None:
+        """A checkpointed region is entered again only if its outputs require a gradient."""
+        without = [name for name, compact in self._slices.named_parameters() if compact.grad is None]
+        new = [name for name in without if name not in self._told]
+        if new and any(parameter.grad is not None for parameter in self.parameters()):
+            self._told.update(new)
+            warnings.warn(
+                f"Drawn weights {', '.join(new[:5])} have no gradient at this step. A checkpointed region whose inputs "
+                "require none gives none to what is in it, where it is checkpointed with reentry: checkpoint with "
+                "use_reentrant=False.",
+                stacklevel=4,
+            )
+
     def _tell_unused(self, used: set[str]) -> None:
         unused = [name for name in self.channels.channels if name not in used and name not in self._told]
         if not unused:
@@ -382,3 +411,8 @@ class Engine(nn.Module):
             f"--exclude {unused[0]}.",
             stacklevel=4,
         )
+
+
+def _in_order(drawn: ChannelDraw) -> dict[str, list[int]]:
+    """Channels in the order they were drawn in, which is that of the slices and of what optimizers keep for them."""
+    return {name: found.tolist() for name, found in drawn.channels.items()}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trady.engine.ops.redirecting import Handler, is_differentiable
+from trady.engine.ops.redirecting import Handler, keeps_masks
 from trady.planner.kernels import masked_gradient, pack_bits, unpack_bits
 
 
@@ -87,19 +87,19 @@ _RELU: Final = (0.0, _NO_BOUND, 0.0)
 
 
 def _relu(_: Any, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
-    if not is_differentiable(input):
+    if not keeps_masks(input):
         return func(input, inplace) if func is F.relu else func(input)
     return _masked(input, torch.relu, torch.relu_, inplace, _RELU)
 
 
 def _relu_(_: Any, func: Any, input: Tensor) -> Tensor:
-    if not is_differentiable(input):
+    if not keeps_masks(input):
         return func(input)  # type: ignore[no-any-return]
     return _masked(input, torch.relu, torch.relu_, True, _RELU)
 
 
 def _relu6(_: Any, func: Any, input: Tensor, inplace: bool = False) -> Tensor:
-    if not is_differentiable(input):
+    if not keeps_masks(input):
         return func(input, inplace)  # type: ignore[no-any-return]
     return _masked(input, F.relu6, _relu6_into, inplace, (0.0, 6.0, 0.0))
 
@@ -111,7 +111,7 @@ def _relu6_into(inputs: Tensor) -> Tensor:
 def _hardtanh(
     _: Any, func: Any, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Tensor:
-    if not is_differentiable(input):
+    if not keeps_masks(input):
         return F.hardtanh(input, min_val, max_val, inplace)
 
     def out(inputs: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _hardtanh_(_: Any, func: Any, input: Tensor, min_val: float = -1.0, max_val:
 
 
 def _leaky_relu(_: Any, func: Any, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    if not is_differentiable(input) or negative_slope < 0:
+    if not keeps_masks(input) or negative_slope < 0:
         return F.leaky_relu(input, negative_slope, inplace)
 
     def out(inputs: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def _leaky_relu_(_: Any, func: Any, input: Tensor, negative_slope: float = 0.01)
 
 
 def _dropout(_: Any, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    if not training or not is_differentiable(input) or not 0 < p < 1:
+    if not training or not keeps_masks(input) or not 0 < p < 1:
         return F.dropout(input, p, training, inplace)
     result: Tensor = _Dropped.apply(input, p, inplace)
     return result

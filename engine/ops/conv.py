@@ -39,10 +39,10 @@ class _PlainConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, weight and bias."""
-        weight, grad = ctx.saved_tensors[0], grads[0]
+        (weight, *inputs), grad = ctx.saved_tensors, grads[0]
         to_input = to_weight = to_bias = None
         if ctx.needs_input_grad[1]:
-            to_weight = conv_weight_gradient(grad, ctx.saved_tensors[1], tuple(weight.shape), ctx.how).to(weight.dtype)
+            to_weight = conv_weight_gradient(grad, inputs[0], tuple(weight.shape), ctx.how).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, 1).to(weight.dtype)
         if ctx.needs_input_grad[0]:
@@ -61,14 +61,14 @@ class _DrawnConvolution(torch.autograd.Function):
         bias: Tensor | None,
         weight: Tensor,
         how: Convolution,
-        stored: Tensor,
+        stored: Tensor | None,
         index: Tensor,
         pick: Any,
     ) -> Tensor:
         """Run it with the whole weight; keep the stored channels."""
         ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
         ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
-        ctx.save_for_backward(weight, stored, index)
+        ctx.save_for_backward(weight, inputs if stored is None else stored, index)
         return _run(how, inputs, weight, bias)
 
     @staticmethod

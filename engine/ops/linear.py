@@ -30,13 +30,13 @@ class _CastProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of input, parameter and bias."""
-        right, grad = ctx.saved_tensors[0], grads[0]
+        (right, *kept), grad = ctx.saved_tensors, grads[0]
         to_input = to_right = to_bias = None
         if ctx.needs_input_grad[0]:
             to_input = grad.matmul(right.to(grad.dtype).t())
         if ctx.needs_input_grad[1]:
-            inputs = ctx.saved_tensors[1]
-            to_right = inputs.reshape(-1, inputs.shape[-1]).t().mm(grad.reshape(-1, grad.shape[-1])).to(right.dtype)
+            inputs = kept[0].reshape(-1, kept[0].shape[-1])
+            to_right = inputs.t().mm(grad.reshape(-1, grad.shape[-1])).to(right.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = bias_gradient(grad, grad.dim() - 1).to(right.dtype)
         return to_input, to_right, to_bias, None
@@ -53,14 +53,14 @@ class _DrawnProduct(torch.autograd.Function):
         bias: Tensor | None,
         right: Tensor,
         product: Product,
-        stored: Tensor,
+        stored: Tensor | None,
         index: Tensor,
         pick: Any,
         channel_dim: int,
     ) -> Tensor:
         """Run it with the whole weight; keep the stored channels."""
         ctx.pick, ctx.channel_dim, ctx.slice_dtype = pick, channel_dim, compact.dtype
-        ctx.save_for_backward(right, stored, index)
+        ctx.save_for_backward(right, inputs if stored is None else stored, index)
         return product(inputs, right, bias)
 
     @staticmethod

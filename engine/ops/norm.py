@@ -24,7 +24,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         """PyTorch's own batch norm in evaluation mode."""
-        ctx.eps, ctx.has_weight = eps, weight is not None
+        ctx.eps = eps
         ctx.save_for_backward(*([variance] if weight is None else [variance, weight]))
         return F.batch_norm(inputs, mean, variance, weight, bias, False, 0.0, eps)
 
@@ -32,9 +32,10 @@ class _FrozenBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Scale by channel."""
-        scale = (ctx.saved_tensors[0] + ctx.eps).rsqrt()
-        if ctx.has_weight:
-            scale = scale * ctx.saved_tensors[1]
+        variance, *weight = ctx.saved_tensors
+        scale = (variance + ctx.eps).rsqrt()
+        if weight:
+            scale = scale * weight[0]
         shape = [1, -1] + [1] * (grads[0].dim() - 2)
         return grads[0] * scale.to(grads[0].dtype).view(shape), None, None, None, None, None
 

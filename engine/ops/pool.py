@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trady.engine.ops.redirecting import Handler, is_differentiable
+from trady.engine.ops.redirecting import Handler, is_differentiable, keeps_masks
 from trady.planner.kernels import Pooling, max_pool_input_gradient, window_positions
 
 _aten: Final = torch.ops.aten
@@ -128,7 +128,7 @@ def _max_pool(dims: int, with_indices: bool = False) -> Handler:
     pool = _max_pool_with_indices(dims)
 
     def handle(bindings: Any, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not is_differentiable(input):
+        if not keeps_masks(input):
             return func(input, *args, **kwargs)
         wanted = with_indices or bool(kwargs.get("return_indices", len(args) > 5 and args[5]))
         outputs, indices = pool(bindings, func, input, *args, **kwargs)

@@ -21,9 +21,9 @@ class Pick(Protocol):
 
 
 class KeptInput(Protocol):
-    """What a drawn layer keeps of its input: a tensor, the group's index and how to pick from it."""
+    """What a drawn layer keeps: channels of its input (``None``: the whole input), the index, how to pick from it."""
 
-    tensor: Tensor
+    tensor: Tensor | None
     index: Tensor
     pick: Pick
 
@@ -60,6 +60,11 @@ class Bindings(Protocol):
 def is_differentiable(tensor: Tensor) -> bool:
     """Whether autograd follows a tensor now."""
     return tensor.requires_grad and torch.is_grad_enabled()
+
+
+def keeps_masks(tensor: Tensor) -> bool:
+    """Whether an operation on a tensor keeps a packed mask; a compiled graph decides itself what it keeps."""
+    return is_differentiable(tensor) and not torch.compiler.is_compiling()
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype | None:
