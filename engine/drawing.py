@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from trady.engine.binding import DrawnGroup, DrawnLayer, Redirections, StorageNotes
 from trady.engine.slices import SliceGeometry
 from trady.engine.state import SliceMove
+from trady.planner.cost_records import LayerCosts
 from trady.planner.errors import EngineError
-from trady.planner.ledger import CostTable, LayerCosts, Ledger
+from trady.planner.ledger import CostTable, Ledger
 from trady.planner.schedule import ChannelDraw
 from trady.planner.units import format_bytes
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from trady.engine.recipes import LEARNING_RATES, MOMENTUM, default_warmup_epochs
+from trady.planner.cost_records import Record
 from trady.planner.errors import EngineError
 from trady.planner.files import write_atomically
-from trady.planner.ledger import Record
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.plan import Plan
 

@@ -4,17 +4,10 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Final
 
+from trady.planner.cost_records import GroupInput, InputGroup, KeptBytes, LayerCosts, OperationCosts, Upstream
 from trady.planner.cost_rules import attention_macs, conv_macs, matmul_macs
 from trady.planner.layers import CONVOLUTIONS, GROUPED_PRODUCTS, MATRIX_PRODUCTS, Layer, factors_of
-from trady.planner.ledger import (
-    CostTable,
-    GroupInput,
-    InputGroup,
-    KeptBytes,
-    LayerCosts,
-    OperationCosts,
-    Upstream,
-)
+from trady.planner.ledger import CostTable
 from trady.planner.memory_costs import MemoryCosts, is_redundant_clone
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.records import REQUIRING_INPUTS, Capture, Operation

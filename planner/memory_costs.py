@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from trady.planner.cost_records import SLICE_BLOCK, BackwardCosts, GradientBytes, SliceCosts
 from trady.planner.gradient_flow import GradientStorage
 from trady.planner.layers import CONVOLUTIONS, MATRIX_PRODUCTS, Layer, Weights, factors_of
-from trady.planner.ledger import SLICE_BLOCK, BackwardCosts, GradientBytes, SliceCosts
 from trady.planner.lifetimes import Lifetimes
 from trady.planner.records import Capture, Operation, TensorRecord
 from trady.planner.residual_rules import LeanForm, lean_form

@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.ledger import CostTable, SliceCosts
+from trady.planner.cost_records import SliceCosts
+from trady.planner.ledger import CostTable
 
 Bytes = NDArray[np.int64]
 

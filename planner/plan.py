@@ -8,9 +8,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from trady.planner.cost_records import Count, Record
 from trady.planner.errors import PlanError
 from trady.planner.files import write_atomically
-from trady.planner.ledger import CostTable, Count, Ledger, Record
+from trady.planner.ledger import CostTable, Ledger
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
 from trady.planner.priorities import Norm, PrioritySource
 from trady.planner.schedule import draw

@@ -10,10 +10,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
+from trady.planner.cost_records import Record
 from trady.planner.cost_rules import gradient_norm_per_cost
 from trady.planner.errors import CalibrationError
 from trady.planner.files import write_atomically
-from trady.planner.ledger import Record
 
 SCHEMA_VERSION: Final = 1
 

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from trady.planner.ledger import INDEX_BYTES, CostTable
+from trady.planner.cost_records import INDEX_BYTES
+from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
 from trady.planner.peaks import Bytes, with_margin
 

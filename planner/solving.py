@@ -13,8 +13,9 @@ from typing import Final
 import ortools
 from ortools.sat.python import cp_model
 
+from trady.planner.cost_records import INDEX_BYTES, SLICE_BLOCK
 from trady.planner.coverage import coverage_value
-from trady.planner.ledger import INDEX_BYTES, SLICE_BLOCK, CostTable
+from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
 from trady.planner.peaks import MARGIN_PERCENT, Moment
 

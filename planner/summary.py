@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trady.planner.cost_records import INDEX_BYTES
 from trady.planner.coverage import coverage_value
-from trady.planner.ledger import INDEX_BYTES, CostTable
+from trady.planner.ledger import CostTable
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST
 from trady.planner.schedule import ChannelDraw, draw

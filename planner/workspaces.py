@@ -14,8 +14,8 @@ from torch import Tensor
 
 from trady.planner.allocations import peaks_of
 from trady.planner.calls import Call, Shape
+from trady.planner.cost_records import SLICE_BLOCK
 from trady.planner.kernels import Convolution, conv_input_gradient, conv_slice_gradient, select_channels
-from trady.planner.ledger import SLICE_BLOCK
 from trady.planner.training_step import input_tensors
 
 _Run = Callable[[], Any]

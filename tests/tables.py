@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
-from trady.planner.ledger import (
+from trady.planner.cost_records import (
     BackwardCosts,
-    CostTable,
     GradientBytes,
     GroupInput,
     InputGroup,
@@ -17,6 +16,7 @@ from trady.planner.ledger import (
     SliceCosts,
     Upstream,
 )
+from trady.planner.ledger import CostTable
 from trady.planner.options import MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
 from trady.planner.plan import (
     HeadRecord,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from trady.planner.cost_records import LayerCosts
 from trady.planner.costing import build_cost_table
-from trady.planner.ledger import LayerCosts
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.schemes import SPARSE_UPDATE_SCHEMES, SparseUpdateScheme, scheme_named
 from trady.planner.tracing import trace

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trady.planner.cost_records import Upstream
 from trady.planner.cost_rules import (
     attention_macs,
     conv_channel_cost,
@@ -15,7 +16,7 @@ from trady.planner.cost_rules import (
     transposed_conv_channel_cost,
 )
 from trady.planner.costing import build_cost_table
-from trady.planner.ledger import CostTable, Ledger, Lines, Upstream
+from trady.planner.ledger import CostTable, Ledger, Lines
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.tracing import trace
 

@@ -40,7 +40,21 @@ def test_only_the_solver_imports_ortools_solver() -> None:
     assert found == {"solving"}
 
 
-@pytest.mark.parametrize("room", ["units", "options", "files", "errors", "cost_rules", "ledger", "residual_rules"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        "units",
+        "options",
+        "files",
+        "errors",
+        "cost_rules",
+        "ledger",
+        "cost_records",
+        "peaks",
+        "gradient_flow",
+        "residual_rules",
+    ],
+)
 def test_arithmetic_rooms_need_no_torch(room: str) -> None:
     assert modules_after(f"import trady.planner.{room}", ("torch", "ortools", "networkx")) == set()
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 
 from tables import cost_tables, full_counts, layer_costs, plan_of
+from trady.planner.cost_records import GroupInput, InputGroup, KeptBytes, OperationCosts, Upstream
 from trady.planner.errors import PlanError, TradyError
-from trady.planner.ledger import CostTable, GroupInput, InputGroup, KeptBytes, OperationCosts, Upstream
+from trady.planner.ledger import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan import Plan, json_schema
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tables import cost_table, cost_tables, full_counts, layer_costs, plan_of
+from trady.planner.cost_records import INDEX_BYTES, GroupInput, InputGroup
 from trady.planner.errors import StrategyError
-from trady.planner.ledger import INDEX_BYTES, CostTable, GroupInput, InputGroup
+from trady.planner.ledger import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan import Plan
 from trady.planner.purse import open_purse

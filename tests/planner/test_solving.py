@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tables import all_counts, cost_table, cost_tables, full_counts, layer_costs
-from trady.planner.ledger import CostTable, GroupInput, InputGroup, KeptBytes, Upstream
+from trady.planner.cost_records import GroupInput, InputGroup, KeptBytes, Upstream
+from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
 from trady.planner.solving import TOLERANCE, Limits, SolverStatus, coverage_value, solve, value_segments
 

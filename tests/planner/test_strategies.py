@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tables import cost_table, layer_costs
+from trady.planner.cost_records import GroupInput, InputGroup
 from trady.planner.errors import StrategyError
-from trady.planner.ledger import CostTable, GroupInput, InputGroup
+from trady.planner.ledger import CostTable
 from trady.planner.priorities import LayerPriority
 from trady.planner.strategies import LayerRule, eligible_layers, scheme_counts
 
