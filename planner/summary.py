@@ -25,7 +25,7 @@ class ChosenLayer:
         stored_bytes: Stored inputs of the drawn channels. A channel that several layers read is stored once and
             charged to the one of them that draws the most; 0 where the input is kept anyway.
         optimizer_bytes: Optimizer state of the drawn channels.
-        index_bytes: Indices of the stored channels.
+        index_bytes: Indices of the stored channels, or its own where the draws of its input group are not nested.
         value_share: Share of the value of training every channel of the table.
     """
 
@@ -91,11 +91,12 @@ def plan_figures(plan: Plan) -> PlanFigures:
     """Derive the figures a report shows. For strategies that draw anew each epoch, those of the first (seed 0)."""
     table, counts = plan.table, plan.counts
     everything = tuple(layer.in_channels for layer in table.layers)
-    stored = stored_channels(table, draw(plan, 0))
+    first = draw(plan, 0)
+    stored = stored_channels(table, first)
     used = plan.ledger.scopes.of(plan.settings.scope)
     dense = table.dense_saved_bytes + table.dense_gradient_bytes + table.dense_optimizer_bytes
     return PlanFigures(
-        layers=_chosen_layers(plan, stored),
+        layers=_chosen_layers(plan, stored, indexed_channels(table, first)),
         channels=PartOf(sum(counts), sum(everything)),
         used_bytes=used,
         budget_share=used / plan.settings.budget_bytes,
@@ -122,6 +123,15 @@ def stored_channels(table: CostTable, drawn: ChannelDraw) -> tuple[int, ...]:
             group.update(drawn.channels[layer.name].tolist())
             charged[index] = len(group) - before
     return tuple(charged)
+
+
+def indexed_channels(table: CostTable, drawn: ChannelDraw) -> tuple[int, ...]:
+    """Indices each layer is charged for: those of its stored channels, or its own where a group's draws differ."""
+    charged = dict(zip((layer.name for layer in table.layers), stored_channels(table, drawn), strict=True))
+    for members in drawn.by_group(table).values():
+        if not drawn.is_nested(members):
+            charged |= {name: len(channels) for name, channels in members.items()}
+    return tuple(charged.values())
 
 
 def layer_rgn(plan: Plan) -> tuple[float, ...]:
@@ -176,9 +186,9 @@ def summary_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _chosen_layers(plan: Plan, stored: Sequence[int]) -> tuple[ChosenLayer, ...]:
+def _chosen_layers(plan: Plan, stored: Sequence[int], indexed: Sequence[int]) -> tuple[ChosenLayer, ...]:
     active = plan.table.active_bits(plan.counts)
-    rows = zip(plan.table.layers, plan.counts, stored, value_shares(plan), strict=True)
+    rows = zip(plan.table.layers, plan.counts, stored, indexed, value_shares(plan), strict=True)
     return tuple(
         ChosenLayer(
             name=layer.name,
@@ -188,10 +198,10 @@ def _chosen_layers(plan: Plan, stored: Sequence[int]) -> tuple[ChosenLayer, ...]
             gradient_bytes=count * layer.gradient_bytes,
             stored_bytes=charged * plan.table.channel_bytes(layer.group, active),
             optimizer_bytes=count * layer.optimizer_bytes + layer.optimizer_tensor_bytes,
-            index_bytes=charged * INDEX_BYTES,
+            index_bytes=indices * INDEX_BYTES,
             value_share=share,
         )
-        for layer, count, charged, share in rows
+        for layer, count, charged, indices, share in rows
         if count
     )
 
