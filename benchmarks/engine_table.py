@@ -16,7 +16,8 @@ are frozen except in *dense, norms trained*.
   slices, adapters) included; *over inference* divides it by the peak of a forward pass in evaluation mode.
 * *kept*: distinct storages that autograd packed and holds when the loss exists; parameters, buffers and the batch left
   out. *held*: all that the allocator then holds, where saved tensors are hidden from hooks too.
-* *time*: median ratio to a dense step taken right before or after in the same process; *CPU*: the same of CPU time.
+* *time*: median ratio to a dense step taken right before or after in the same process; *CPU*: the same of CPU time, the
+  steadier of the two on a shared machine, as this one was.
 * *trained*: bytes of what trains beside the head.
 
 *frozen B*: `requires_grad=False` on all but the layers that Trady draws from at budget B and the head. *checkpoint*:
