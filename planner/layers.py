@@ -185,17 +185,22 @@ class Weights:
         """Drawable layers in order of first use, the head among them.
 
         A weight is drawable when a parameter that requires a gradient is used, whole or by output rows, as the
-        weight of convolutions or matrix products and of nothing else.
+        weight of convolutions or matrix products and of nothing else, its input channels along one dimension in all.
         """
         refused = self.refused()
         found: dict[str, Layer] = {}
+        mixed: set[str] = set()
         for index, operation in enumerate(self._capture.operations):
             layer = self._layer_at(index, operation)
             if layer is None or layer.weight_name in refused:
                 continue
-            known = found.get(layer.weight_name)
-            found[layer.weight_name] = layer if known is None else replace(known, calls=known.calls + layer.calls)
-        return tuple(found.values())
+            known = found.get(layer.weight_name, layer)
+            if (known.kind, known.channel_dim, known.groups) != (layer.kind, layer.channel_dim, layer.groups):
+                mixed.add(layer.weight_name)
+            elif known is not layer:
+                layer = replace(known, calls=known.calls + layer.calls)
+            found[layer.weight_name] = layer
+        return tuple(layer for name, layer in found.items() if name not in mixed)
 
     def refused(self) -> dict[str, str]:
         """Parameters used as a weight whose channels cannot be drawn, with the reason."""

@@ -126,3 +126,20 @@ def test_sum_of_many_layers_has_no_head() -> None:
             return x
 
     assert trace(Features(), torch.zeros(2, 8), batch_sizes=(2,)).head_names == ()
+
+
+def test_a_weight_whose_channels_run_along_both_dimensions_is_not_drawn() -> None:
+    class BothWays(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+            self.plain, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mixed = nn.functional.linear(self.plain(x), self.weight) @ self.weight
+            logits: Tensor = self.head(mixed.relu())
+            return logits
+
+    traced = trace(BothWays(), torch.zeros(2, 8), batch_sizes=(2,))
+    assert [layer.name for layer in traced.layers] == ["plain"]
+    assert "weight" in traced.not_drawn
