@@ -34,7 +34,7 @@ lint: $(VENV)/.dependencies
 	$(BIN)/ruff format --check .
 
 types: install
-	$(BIN)/python -m mypy -p trady.planner -p trady.engine
+	$(BIN)/python -m mypy -p trady.planner -p trady.simulator -p trady.engine
 
 # A regular (not editable) install: what is tested is what a user gets.
 install: $(VENV)/.installed

@@ -1,0 +1,21 @@
+"""Replay a plan before anyone trains: what it touches, when, at what cost, and how good its gradient is.
+
+Exports are lazy: reading ``trady.simulator`` imports neither numpy nor torch.
+"""
+
+import importlib
+from typing import Any
+
+_EXPORTS: dict[str, str] = {}
+
+__all__: list[str] = []
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
