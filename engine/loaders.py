@@ -17,7 +17,7 @@ from trady.planner.data import GeneratedBatches
 from trady.planner.errors import DataError
 from trady.planner.labelled import Item, LabelledData, collate, skipped_in_words
 from trady.planner.pictures import PictureFormat, PixelArrays
-from trady.planner.schedule import permutation, random_bits
+from trady.planner.random_words import permutation, random_bits
 from trady.planner.training_step import Batch
 
 # Streams of random bits beside those of the draws, which number from 0 and from 2**31.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field, model_validator
 
 from trady.planner.cost_records import (
-    INDEX_BYTES,
     Count,
     GradientBytes,
     InputGroup,
@@ -24,6 +23,7 @@ from trady.planner.errors import PlanError
 from trady.planner.options import Scope
 
 if TYPE_CHECKING:
+    from trady.planner.line_model import Bytes, LineModel
     from trady.planner.peaks import PeakModel
 
 
@@ -174,53 +174,37 @@ class CostTable(Record):
             stored: Channels stored per input group; by default the draws are nested, so the most any member draws.
             indexed: Indices kept per input group; by default one for each stored channel.
         """
-        active = self.active_bits(counts)
-        trained = [(layer, count) for layer, count in zip(self.layers, counts, strict=True) if count]
-        kept = self.kept_bytes(active)
-        drawn = self.group_counts(counts) if stored is None else stored
-        lines = Lines(
-            gradients=sum(count * layer.gradient_bytes for layer, count in trained),
-            saved_activations=sum(count * self.channel_bytes(group, active) for group, count in drawn.items()),
-            optimizer_state=sum(
-                count * layer.optimizer_bytes + layer.optimizer_tensor_bytes for layer, count in trained
-            ),
-            draw_index=sum((drawn if indexed is None else indexed).values()) * INDEX_BYTES,
-            active_weights=sum(count * layer.active_weight_bytes for layer, count in trained),
-            always_trained=self.always_trained_bytes
-            + kept.get("always_trained", 0)
-            + sum(layer.bias_bytes for layer, _ in trained),
-            residuals=kept.get("residuals", 0),
-            weights=self.weight_bytes,
-            inputs=self.input_bytes,
-        )
-        if self.gradient_storages is None:
-            return Ledger.of(lines)
-        rest = sum(getattr(lines, name) for name in PEAK_LINES if name != "workspace")
-        peak = self.lasting_bytes(counts, drawn) + self.peak_model.moving_bytes(counts, drawn)
-        return Ledger.of(lines.model_copy(update={"workspace": peak - rest}))
+        row = self._row(counts)
+        drawn = None if stored is None else self._group_row(stored)
+        kept = None if indexed is None else self._group_row(indexed)
+        lines = self.line_model.lines(row, drawn, kept)
+        found = {name: int(amounts[0]) for name, amounts in lines.items()}
+        if self.gradient_storages is not None:
+            found["workspace"] = int(self.peak_model.peaks(row, drawn, kept)[0]) - sum(found.values())
+        return Ledger.of(Lines(**found))
 
-    def lasting_bytes(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> int:
-        """What lives all through the step: weights, the batch, slices, indices, optimizer state, trained biases.
+    def _row(self, counts: Sequence[int]) -> "Bytes":
+        return self.line_model.one_run(counts)
 
-        Args:
-            counts: Channels per layer.
-            stored: Channels stored per input group; by default draws are nested.
-        """
-        drawn = self.group_counts(counts) if stored is None else stored
-        layers = sum(
-            count * (layer.active_weight_bytes + layer.optimizer_bytes)
-            + layer.optimizer_tensor_bytes
-            + layer.bias_bytes
-            for layer, count in zip(self.layers, counts, strict=True)
-            if count
-        )
-        return self.lasting_always_bytes + layers + INDEX_BYTES * sum(drawn.values())
+    def _group_row(self, amounts: Mapping[int, int]) -> "Bytes":
+        return self._row([amounts.get(group, 0) for group in range(len(self.groups))])
+
+    def lasting_bytes(self, counts: Sequence[int]) -> int:
+        """What lives all through the step: weights, the batch, slices, indices, optimizer state, trained biases."""
+        return int(self.line_model.lasting_bytes(self._row(counts))[0])
 
     @property
     def lasting_always_bytes(self) -> int:
         """What lives all through a step that draws nothing."""
         state = self.always_trained_bytes - sum(operation.always_gradients for operation in self.operations)
         return self.weight_bytes + self.input_bytes + state
+
+    @cached_property
+    def line_model(self) -> "LineModel":
+        """The lines of many counts at once."""
+        from trady.planner.line_model import LineModel  # numpy, which most readers of a table do not need
+
+        return LineModel(self)
 
     @cached_property
     def peak_model(self) -> "PeakModel":
@@ -258,14 +242,6 @@ class CostTable(Record):
                 most[layer.group] = max(most.get(layer.group, 0), count)
         return most
 
-    def kept_bytes(self, active: int) -> dict[str, int]:
-        """What is kept besides the drawn channels, by ledger line."""
-        totals: dict[str, int] = {}
-        for (line, upstream), num_bytes in self.kept_terms.items():
-            if self.is_trained(upstream, active):
-                totals[line] = totals.get(line, 0) + num_bytes
-        return totals
-
     @cached_property
     def kept_terms(self) -> Mapping[tuple[str, int], int]:
         """Kept bytes by line and upstream."""
@@ -292,13 +268,11 @@ class CostTable(Record):
 
     def backward_macs(self, counts: Sequence[int]) -> int:
         """Multiply-adds of the backward pass: drawn weight gradients and the gradients that lead to them."""
-        active = self.active_bits(counts)
-        towards = sum(macs for upstream, macs in self.gradient_terms.items() if self.is_trained(upstream, active))
-        return towards + self.weight_grad_macs(counts)
+        return int(self.line_model.backward_macs(self._row(counts))[0])
 
     def weight_grad_macs(self, counts: Sequence[int]) -> int:
         """Multiply-adds of the drawn weight gradients."""
-        return sum(layer.weight_grad_macs * count for layer, count in zip(self.layers, counts, strict=True))
+        return int(self.line_model.weight_grad_macs(self._row(counts))[0])
 
     def scope_bytes(self, counts: Sequence[int], scope: Scope) -> int:
         """Bytes the budget of that scope is held against."""

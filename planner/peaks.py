@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.cost_records import SliceCosts
+from trady.planner.cost_records import SLICE_BLOCK, SliceCosts
 from trady.planner.ledger import CostTable
 
 Bytes = NDArray[np.int64]
@@ -187,6 +187,27 @@ class _Gradients:
         return found
 
 
+class _Slices:
+    """The moments of slice gradients, and what those work in for any number of channels."""
+
+    def __init__(self, moments: Sequence[Moment]) -> None:
+        self.works = [(row, moment.slice) for row, moment in enumerate(moments) if moment.slice is not None]
+        self.rows = np.array([row for row, _ in self.works], dtype=np.int64)
+        self.layers = np.array([work.layer for _, work in self.works], dtype=np.int64)
+        parts = [(work.base, work.channel, work.block) for _, work in self.works]
+        self._base, self._channel, self._block = np.array(parts, dtype=np.int64).reshape(-1, 3).T
+        exact = [(place, *found) for place, (_, work) in enumerate(self.works) for found in work.exact]
+        self._place, self._count, self._exact = np.array(exact, dtype=np.int64).reshape(-1, 3).T
+
+    def num_bytes(self, counts: Bytes) -> Bytes:
+        """``[runs, slice moments]`` from counts ``[runs, layers]``."""
+        drawn = counts[:, self.layers]
+        found = self._base + drawn * self._channel + -(-drawn // SLICE_BLOCK) * self._block
+        runs, hits = np.nonzero(drawn[:, self._place] == self._count)
+        found[runs, self._place[hits]] = self._exact[hits]
+        return np.where(drawn > 0, found, 0)
+
+
 class PeakModel:
     """All moments of a cost table as matrices, to evaluate many choices fast.
 
@@ -209,7 +230,10 @@ class PeakModel:
         self.kept: Bytes = np.zeros((number, len(table.upstreams)), dtype=np.int64)
         self.stored: Bytes = np.zeros((number, len(self._stores)), dtype=np.int64)
         self.channels: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
-        self._slices = [(row, moment.slice) for row, moment in enumerate(self.moments) if moment.slice is not None]
+        self._slices = _Slices(self.moments)
+        conditions = [(row, moment.when) for row, moment in enumerate(self.moments) if moment.when is not None]
+        self._conditional, self._when = [row for row, _ in conditions], [when for _, when in conditions]
+        self._group_of_store = [group for group, _ in self._stores]
         for row, moment in enumerate(self.moments):
             self._fill(row, moment, columns)
 
@@ -221,57 +245,42 @@ class PeakModel:
         for layer in moment.gradients:
             self.channels[row, layer] = self.table.layers[layer].gradient_bytes
 
-    def values(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> Bytes:
-        """Bytes at each moment beside what always lives; 0 where it does not come.
+    def values(self, counts: Bytes, stored: Bytes | None = None) -> Bytes:
+        """Bytes at each moment of many runs beside what always lives; 0 where it does not come.
 
         Args:
-            counts: Channels drawn per layer.
-            stored: Channels stored per input group; by default draws are nested.
+            counts: Channels drawn, ``[runs, layers]``.
+            stored: Channels stored, ``[runs, groups]``; by default draws are nested.
+
+        Returns:
+            ``[runs, moments]``.
         """
-        table = self.table
-        active = table.active_bits(counts)
-        trained = np.array([table.is_trained(index, active) for index in range(len(table.upstreams))], dtype=bool)
-        drawn = table.group_counts(counts) if stored is None else stored
-        kept_anyway = [
-            (by := table.groups[group].inputs[position].kept_by) is not None and bool(trained[by])
-            for group, position in self._stores
-        ]
-        stores = np.array(
-            [0 if kept else drawn.get(group, 0) for (group, _), kept in zip(self._stores, kept_anyway, strict=True)],
-            dtype=np.int64,
-        )
-        numbers = np.array(counts, dtype=np.int64)
-        values: Bytes = (
-            self.fixed + self.kept @ trained.astype(np.int64) + self.stored @ stores + self.channels @ numbers
-        )
-        for row, work in self._slices:
-            values[row] += work.num_bytes(counts[work.layer])
-        comes = np.array([self._comes(moment, trained, counts) for moment in self.moments])
-        return np.where(comes, values, 0)
+        lines = self.table.line_model
+        trained = lines.trained(counts)
+        drawn = lines.most_of_groups(counts) if stored is None else stored
+        stores = drawn[:, self._group_of_store] * lines.is_stored(trained)
+        values = self.fixed + _sums(trained, self.kept) + _sums(stores, self.stored) + _sums(counts, self.channels)
+        values[:, self._slices.rows] += self._slices.num_bytes(counts)
+        return np.where(self._comes(trained, counts), values, 0)
 
-    def channel_growth(self, index: int, count: int) -> Bytes:
-        """What each moment grows by as a layer that trains goes to ``count`` channels, stored inputs left out."""
-        grown: Bytes = self.channels[:, index].copy()
-        for row, work in self._slices:
-            if work.layer == index:
-                grown[row] += work.num_bytes(count) - work.num_bytes(count - 1)
-        return grown
+    def _comes(self, trained: NDArray[np.bool_], counts: Bytes) -> NDArray[np.bool_]:
+        """Whether each moment comes, ``[runs, moments]``."""
+        comes = np.ones((len(counts), len(self.moments)), dtype=bool)
+        comes[:, self._conditional] = trained[:, self._when]
+        comes[:, self._slices.rows] = counts[:, self._slices.layers] > 0
+        return comes
 
-    def stored_growth(self, group: int, counts: Sequence[int]) -> Bytes:
-        """What each moment grows by as one more channel of an input group is stored."""
-        active = self.table.active_bits(counts)
-        grown: Bytes = np.zeros(len(self.moments), dtype=np.int64)
-        for column, (of_group, position) in enumerate(self._stores):
-            kept_by = self.table.groups[of_group].inputs[position].kept_by
-            if of_group == group and (kept_by is None or not self.table.is_trained(kept_by, active)):
-                grown += self.stored[:, column]
-        return grown
+    def peaks(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> Bytes:
+        """Bytes of scope ``peak`` of many runs, ``[runs]``.
 
-    def worst(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> tuple[Moment, int]:
-        """The moment at which most lives, and the bytes beside what always lives, without the margin."""
-        values = self.values(counts, stored)
-        row = int(values.argmax())
-        return self.moments[row], int(values[row])
+        Args:
+            counts: Channels drawn, ``[runs, layers]``.
+            stored: Channels stored, ``[runs, groups]``; by default draws are nested.
+            indexed: Indices kept, ``[runs, groups]``; by default one for each stored channel.
+        """
+        most = self.values(counts, stored).max(axis=1, initial=0)
+        peaks: Bytes = self.table.line_model.lasting_bytes(counts, stored, indexed) + with_margin(most)
+        return peaks
 
     def inference_bytes(self) -> int:
         """Peak of a forward pass that keeps nothing, weights and the batch included."""
@@ -283,7 +292,7 @@ class PeakModel:
         everything = [layer.in_channels for layer in self.table.layers]
         stored = self.stored @ np.array([self._widths[group] for group, _ in self._stores], dtype=np.int64)
         most = self.fixed + self.kept.sum(axis=1) + stored + self.channels @ np.array(everything, dtype=np.int64)
-        for row, work in self._slices:
+        for row, work in self._slices.works:
             most[row] += work.line(everything[work.layer]) + work.highest_base - work.base
         most = with_margin(most) + self.table.lasting_bytes(everything)
         rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
@@ -306,7 +315,7 @@ class PeakModel:
         rest = [index for index in range(len(table.upstreams)) if index not in always and index not in chain]
         parts = fixed[:, None] + np.cumsum(self.kept[:, chain], axis=1)
         slices: Bytes = np.zeros((len(self.moments), 3 * len(table.layers)), dtype=np.int64)
-        for row, work in self._slices:
+        for row, work in self._slices.works:
             slices[row, 3 * work.layer : 3 * work.layer + 3] = work.highest_base, work.channel, work.block
         return np.concatenate([fixed[:, None], parts, self.kept[:, rest], self.stored, self.channels, slices], axis=1)
 
@@ -322,14 +331,11 @@ class PeakModel:
                 conditions.append(self.table.upstreams[moment.when].bits)
         return conditions
 
-    def moving_bytes(self, counts: Sequence[int], stored: Mapping[int, int] | None = None) -> int:
-        """The most that lives at any moment beside what always lives, the margin added."""
-        return int(with_margin(self.worst(counts, stored)[1]))
 
-    def _comes(self, moment: Moment, trained: NDArray[np.bool_], counts: Sequence[int]) -> bool:
-        if moment.slice is not None:
-            return counts[moment.slice.layer] > 0
-        return moment.when is None or bool(trained[moment.when])
+def _sums(amounts: Bytes | NDArray[np.bool_], of_moments: Bytes) -> Bytes:
+    """``[runs, things]`` times ``[moments, things]``, in float64: exact up to 9 PB."""
+    found: Bytes = np.rint(amounts.astype(np.float64) @ of_moments.T.astype(np.float64)).astype(np.int64)
+    return found
 
 
 def _undominated(rows: Sequence[int], columns: Bytes, conditions: Sequence[int | None]) -> list[int]:

@@ -62,7 +62,7 @@ class RefinedTable:
             return []
         known = self._memory.workspaces.forward
         model = self.table.peak_model
-        values = model.values(counts)
+        values = model.values(self.table.line_model.one_run(counts))[0]
         places: dict[int, None] = {}
         for row in values.argsort(kind="stable")[::-1][: 4 * _AT_ONCE].tolist():
             moment = model.moments[row]

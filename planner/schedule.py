@@ -1,7 +1,7 @@
 """The draw of an epoch: a pure function of plan, seed, epoch and the norms observed so far.
 
-All the randomness there is. Random bits come from Philox, a counter-based generator, read raw: the same
-draw in every process and with every version of numpy and torch.
+All the randomness there is, for one run as the engine executes it and for many runs at once as the simulator replays
+them: the same function.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trady.planner.errors import StrategyError
+from trady.planner.filling import Pool, fill_in_order, fill_uniformly, moved_together
 from trady.planner.ledger import CostTable, Ledger
-from trady.planner.purse import open_purse
+from trady.planner.line_model import Bytes
+from trady.planner.purse import Purses
+from trady.planner.random_words import Channels, distinct_channels, unit_interval, words_of_runs
 from trady.planner.strategies import STRATEGIES, DrawRule
 
 if TYPE_CHECKING:
     from trady.planner.plan import Plan
 
-Channels: TypeAlias = NDArray[np.int64]
-#: Streams of random bits of one epoch that do not overlap: one per input group, and one for the order of filling.
-_FILL_STREAM: Final = 2**32 - 1
-_WEIGHTED_STREAMS: Final = 2**31
+Norms: TypeAlias = NDArray[np.float64]
+#: Streams of random words of one seed and epoch that do not overlap.
+_CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM = range(3)
 #: Stands for a norm of zero: drawn last, and in random order.
 _LEAST_WEIGHT: Final = 1e-30
 
@@ -71,6 +73,34 @@ class ChannelDraw:
         return table.ledger(self.counts(table), stored, indexed)
 
 
+@dataclass(frozen=True)
+class ChannelDraws:
+    """Channels trained during one epoch in each of many runs.
+
+    Args:
+        epoch: The epoch, from 0.
+        counts: Channels per layer of the table, ``[runs, layers]``.
+        channels: Index of a layer -> drawn input channels in draw order, ``[most drawn, runs]``; behind a run's last
+            channel stands the layer's number of channels. Layers that no run draws from are left out.
+        stored: Channels stored per input group, ``[runs, groups]``.
+        indexed: Indices kept per input group, ``[runs, groups]``.
+    """
+
+    epoch: int
+    counts: Bytes
+    channels: Mapping[int, Channels]
+    stored: Bytes
+    indexed: Bytes
+
+    def of_run(self, run: int, table: CostTable) -> ChannelDraw:
+        """The draw of one run."""
+        found = {}
+        for index, channels in self.channels.items():
+            if count := int(self.counts[run, index]):
+                found[table.layers[index].name] = channels[:count, run]
+        return ChannelDraw(self.epoch, found)
+
+
 def draw(
     plan: "Plan", epoch: int, *, seed: int = 0, observed: Mapping[str, Sequence[float]] | None = None
 ) -> ChannelDraw:
@@ -82,116 +112,204 @@ def draw(
         seed: Seed of the run.
         observed: Layer name -> last observed gradient norm of each channel, ``NaN`` where none was. Only ``medyate``
             and ``d-det-rgn`` look at it; without it they start as the papers do (uniform; calibrated norms).
+
+    Raises:
+        StrategyError: Observed norms are not one for each channel.
+    """
+    seen = None if observed is None else _observed_in_one_run(plan, observed)
+    return draw_runs(plan, epoch, [seed], observed=seen).of_run(0, plan.table)
+
+
+def draw_runs(
+    plan: "Plan", epoch: int, seeds: Sequence[int], *, observed: Mapping[int, Norms] | None = None
+) -> ChannelDraws:
+    """The channels that train in an epoch of many runs: what :func:`draw` gives for each of the seeds.
+
+    Args:
+        plan: The plan.
+        epoch: From 0.
+        seeds: Seed of each run.
+        observed: Index of a layer -> last observed norms ``[runs, channels]``, ``NaN`` where none was.
     """
     rule = STRATEGIES[plan.strategy.name]
     moment, seen = (epoch, observed) if rule.dynamic else (0, None)
+    drawer = _Drawer(plan, moment, seeds)
     if rule.draw is DrawRule.LARGEST_WEIGHTS:
-        channels = {name: np.asarray(found, dtype=np.int64) for name, found in plan.strategy.fixed_channels.items()}
-        return ChannelDraw(epoch, channels)
-    filler = _Filler(plan, seed, moment)
-    if rule.draw is DrawRule.FIXED_COUNTS:
-        return ChannelDraw(epoch, filler.first_of_permutations(plan.counts))
-    if rule.draw is DrawRule.LARGEST_RGN:
-        return ChannelDraw(epoch, filler.by_order(filler.largest_rgn(seen)))
-    if rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
-        return ChannelDraw(epoch, filler.by_order(filler.weighted(seen)))
-    return ChannelDraw(epoch, filler.first_of_permutations(filler.uniform_counts()))
+        counts, channels = drawer.fixed_channels()
+    elif rule.draw is DrawRule.LARGEST_RGN:
+        counts, channels = drawer.in_order(drawer.largest_rgn(seen))
+    elif rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
+        counts, channels = drawer.in_order(drawer.weighted(seen))
+    else:
+        fixed = rule.draw is DrawRule.FIXED_COUNTS
+        counts = drawer.planned_counts() if fixed else drawer.uniform_counts()
+        return ChannelDraws(epoch, counts, *drawer.first_of_permutations(counts))
+    return ChannelDraws(epoch, counts, channels, *drawer.unions(counts, channels))
 
 
-def random_bits(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
-    """``count`` raw 64-bit words of a stream that belongs to one seed, epoch and purpose."""
-    return np.random.Philox(key=seed, counter=[0, 0, stream, epoch]).random_raw(count)
+class _Drawer:
+    """Draws one epoch of many runs."""
 
+    def __init__(self, plan: "Plan", epoch: int, seeds: Sequence[int]) -> None:
+        self._plan, self._table, self._epoch, self._seeds = plan, plan.table, epoch, tuple(seeds)
+        self._lines = plan.table.line_model
+        self._sizes = np.array([layer.in_channels for layer in plan.table.layers], dtype=np.int64)
+        self._eligible = np.array(plan.strategy.eligible, dtype=np.int64)
 
-def permutation(seed: int, epoch: int, stream: int, count: int) -> Channels:
-    """A uniform permutation of ``range(count)``."""
-    return np.argsort(random_bits(seed, epoch, stream, count), kind="stable").astype(np.int64)
+    def planned_counts(self) -> Bytes:
+        """The plan's own counts."""
+        return np.broadcast_to(np.array(self._plan.counts, dtype=np.int64), (len(self._seeds), len(self._sizes)))
 
+    def uniform_counts(self) -> Bytes:
+        """Counts after taking channels of the eligible layers uniformly at random while they fit."""
+        purses = self._purses(nested=True)
+        fill_uniformly(purses, self._eligible, self._sizes[self._eligible], self._fill_words)
+        return purses.counts
 
-class _Filler:
-    """Fills the budget of one epoch channel by channel."""
-
-    def __init__(self, plan: "Plan", seed: int, epoch: int) -> None:
-        self._plan, self._table, self._seed, self._epoch = plan, plan.table, seed, epoch
-
-    def first_of_permutations(self, counts: Sequence[int]) -> dict[str, Channels]:
-        """Each layer takes the first channels of its input group's permutation: draws are nested."""
+    def first_of_permutations(self, counts: Bytes) -> tuple[dict[int, Channels], Bytes, Bytes]:
+        """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
+        stored = self._lines.most_of_groups(counts)
+        most, starts = stored.max(axis=0), np.cumsum(stored, axis=1) - stored
+        words = self._words(_CHANNEL_STREAM, int(stored.sum(axis=1).max()))
         orders: dict[int, Channels] = {}
         channels = {}
-        for layer, count in zip(self._table.layers, counts, strict=True):
-            if count:
-                if layer.group not in orders:
-                    orders[layer.group] = permutation(self._seed, self._epoch, layer.group, layer.in_channels)
-                channels[layer.name] = orders[layer.group][:count]
-        return channels
+        for index in np.flatnonzero(counts.any(axis=0)).tolist():
+            layer = self._table.layers[index]
+            if layer.group not in orders:
+                steps = np.arange(most[layer.group])[:, None]
+                places = np.minimum(starts[:, layer.group] + steps, len(words) - 1)
+                own = np.take_along_axis(words, places, axis=0)
+                orders[layer.group] = distinct_channels(own, layer.in_channels)
+            drawn = counts[:, index]
+            found = orders[layer.group][: drawn.max()]
+            beyond = np.arange(len(found))[:, None] >= drawn
+            channels[index] = np.where(beyond, layer.in_channels, found)
+        return channels, stored, stored
 
-    def uniform_counts(self) -> list[int]:
-        """Counts after taking channels of the eligible layers in random order while they fit."""
-        eligible = self._plan.strategy.eligible
-        sizes = [self._table.layers[index].in_channels for index in eligible]
-        tickets = np.repeat(np.asarray(eligible), sizes)
-        order = tickets[permutation(self._seed, self._epoch, _FILL_STREAM, len(tickets))]
-        purse = open_purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
-        cheapest = purse.cheapest(eligible)
-        for index in order.tolist():
-            if not purse.take(index) and purse.left < cheapest:
-                break
-        return purse.counts
+    def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
+        """The channels a static scheme names, in every run."""
+        counts = np.zeros((len(self._seeds), len(self._sizes)), dtype=np.int64)
+        channels = {}
+        for name, found in self._plan.strategy.fixed_channels.items():
+            index = self._table.index_of(name)
+            counts[:, index] = len(found)
+            column = np.array(found, dtype=np.int64)[:, None]
+            channels[index] = np.broadcast_to(column, (len(found), len(self._seeds)))
+        return counts, {index: found for index, found in channels.items() if len(found)}
 
-    def by_order(self, order: Sequence[tuple[int, int]]) -> dict[str, Channels]:
-        """Take given ``(layer, channel)`` pairs in order while they fit; input groups share what they store."""
-        purse = open_purse(self._table, self._plan.settings.scope, self._plan.settings.budget_bytes)
-        cheapest = purse.cheapest(self._plan.strategy.eligible)
-        taken: dict[str, list[int]] = {}
-        for index, channel in order:
-            if purse.take(index, channel):
-                taken.setdefault(self._table.layers[index].name, []).append(channel)
-            elif purse.left < cheapest:
-                break
-        return {name: np.asarray(found, dtype=np.int64) for name, found in taken.items()}
+    def in_order(self, keys: Norms) -> tuple[Bytes, dict[int, Channels]]:
+        """Take the eligible channels by falling key while they fit; equal keys in the table's order.
 
-    def largest_rgn(self, observed: Mapping[str, Sequence[float]] | None) -> list[tuple[int, int]]:
-        """All eligible channels by RGN, the largest first; the calibrated norm stands in where none was observed."""
-        keys = {}
-        for index in self._plan.strategy.eligible:
-            norms = np.asarray(self._plan.channel_norms(index))
-            if observed is not None:
-                found = self._observed(index, observed)
-                norms = np.where(np.isnan(found), norms, found)
-            keys[index] = norms / self._table.layers[index].sample_cost
-        return self._sorted_by(keys)
+        Args:
+            keys: ``[runs, eligible channels]``, or one row for all runs.
+        """
+        pool = self._pool
+        purses = self._purses(nested=False, runs=len(keys))
+        taken = fill_in_order(purses, pool, np.argsort(-keys, axis=1, kind="stable"))
+        channels = {}
+        for index in np.flatnonzero(purses.counts.any(axis=0)).tolist():
+            place = np.flatnonzero(pool.layers == index)
+            numbers = np.broadcast_to(pool.channels[place], (len(taken), len(place)))
+            found, is_held = moved_together(numbers, taken[:, place])
+            channels[index] = np.where(is_held, found, self._sizes[index]).T
+        if len(keys) == len(self._seeds):
+            return purses.counts, channels
+        runs = len(self._seeds)
+        same = {index: np.broadcast_to(found, (len(found), runs)) for index, found in channels.items()}
+        return np.broadcast_to(purses.counts, (runs, len(self._sizes))), same
 
-    def weighted(self, observed: Mapping[str, Sequence[float]]) -> list[tuple[int, int]]:
-        """All eligible channels in random order, drawn in proportion to their last observed norm.
+    def largest_rgn(self, observed: Mapping[int, Norms] | None) -> Norms:
+        """RGN of the eligible channels; the calibrated norm stands in where none was observed."""
+        norms = np.concatenate([self._plan.channel_norms(index) for index in self._plan.strategy.eligible])[None, :]
+        if observed is not None:
+            found = self._observed(observed)
+            norms = np.where(np.isnan(found), norms, found)
+        costs = np.array([layer.sample_cost for layer in self._table.layers], dtype=np.float64)
+        keys: Norms = norms / costs[self._pool.layers]
+        return keys
+
+    def weighted(self, observed: Mapping[int, Norms]) -> Norms:
+        """Keys that order the eligible channels at random, in proportion to their last observed norms.
 
         Unseen channels get the largest observed one. Exponential keys give sampling without replacement.
 
         Source:
             MeDyate, arXiv 2510.20979; Efraimidis and Spirakis 2006.
         """
-        norms = {index: self._observed(index, observed) for index in self._plan.strategy.eligible}
-        largest = max((float(np.nanmax(found)) for found in norms.values() if not np.isnan(found).all()), default=1.0)
-        keys = {}
-        for index, found in norms.items():
-            weights = np.maximum(np.where(np.isnan(found), largest, found), _LEAST_WEIGHT)
-            bits = random_bits(self._seed, self._epoch, _WEIGHTED_STREAMS + index, len(found))
-            uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
-            keys[index] = weights / -np.log(uniform)
-        return self._sorted_by(keys)
+        norms = self._observed(observed)
+        unseen = np.isnan(norms)
+        largest = np.where(unseen, -np.inf, norms).max(axis=1, keepdims=True)
+        largest = np.where(unseen.all(axis=1, keepdims=True), 1.0, largest)
+        weights = np.maximum(np.where(unseen, largest, norms), _LEAST_WEIGHT)
+        keys: Norms = weights / -np.log(unit_interval(self._words(_WEIGHT_STREAM, norms.shape[1]).T))
+        return keys
 
-    def _observed(self, index: int, observed: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
-        """Last observed norm of each channel of a layer; ``NaN`` where there was none."""
-        layer = self._table.layers[index]
-        norms = np.asarray(observed.get(layer.name, [np.nan] * layer.in_channels), dtype=np.float64)
-        if norms.shape != (layer.in_channels,):
-            raise StrategyError(
-                f"Observed norms of layer {layer.name!r} must be one for each of its {layer.in_channels} input "
-                f"channels, got shape {norms.shape}. Give NaN for channels that never trained."
-            )
-        return norms
+    def unions(self, counts: Bytes, channels: Mapping[int, Channels]) -> tuple[Bytes, Bytes]:
+        """Channels stored and indices kept per input group, where each layer draws for itself."""
+        stored, indexed = self._lines.most_of_groups(counts), self._lines.sums_of_groups(counts)
+        members: dict[int, list[int]] = {}
+        for index in channels:
+            members.setdefault(self._table.layers[index].group, []).append(index)
+        for group, found in members.items():
+            if len(found) > 1:
+                stored[:, group] = self._union([channels[index] for index in found], int(self._sizes[found[0]]))
+                nested = self._are_nested([channels[index] for index in found], counts[:, found])
+                indexed[:, group] = np.where(nested, stored[:, group], indexed[:, group])
+        return stored, indexed
 
-    def _sorted_by(self, keys: Mapping[int, NDArray[np.float64]]) -> list[tuple[int, int]]:
-        layers = np.concatenate([np.full(len(found), index) for index, found in keys.items()])
-        channels = np.concatenate([np.arange(len(found)) for found in keys.values()])
-        order = np.argsort(-np.concatenate(list(keys.values())), kind="stable")
-        return list(zip(layers[order].tolist(), channels[order].tolist(), strict=True))
+    def _union(self, draws: Sequence[Channels], in_channels: int) -> Bytes:
+        is_stored = np.zeros((in_channels + 1, len(self._seeds)), dtype=bool)
+        for channels in draws:
+            is_stored[channels, np.arange(len(self._seeds))] = True
+        found: Bytes = is_stored[:-1].sum(axis=0)
+        return found
+
+    @staticmethod
+    def _are_nested(draws: Sequence[Channels], counts: Bytes) -> NDArray[np.bool_]:
+        """Whether in each run all members draw the first channels of the longest draw."""
+        most = max(len(channels) for channels in draws)
+        padded = np.full((len(draws), most, len(counts)), -1, dtype=np.int64)
+        for place, channels in enumerate(draws):
+            padded[place, : len(channels)] = channels
+        longest = padded[counts.argmax(axis=1), :, np.arange(len(counts))].T
+        beyond = np.arange(most)[None, :, None] >= counts.T[:, None, :]
+        return np.asarray(((padded == longest) | beyond).all(axis=(0, 1)))
+
+    @property
+    def _pool(self) -> Pool:
+        return Pool.of(self._eligible, self._sizes[self._eligible])
+
+    def _observed(self, observed: Mapping[int, Norms]) -> Norms:
+        """Last observed norms of the eligible channels, ``[runs, eligible channels]``; ``NaN`` where there was none."""
+        runs = len(self._seeds)
+        return np.concatenate(
+            [observed.get(index, np.full((runs, self._sizes[index]), np.nan)) for index in self._eligible.tolist()],
+            axis=1,
+        )
+
+    def _purses(self, *, nested: bool, runs: int | None = None) -> Purses:
+        settings = self._plan.settings
+        number = len(self._seeds) if runs is None else runs
+        return Purses(self._table, settings.scope, settings.budget_bytes, number, nested=nested)
+
+    def _fill_words(self, runs: Channels, first: int, count: int) -> NDArray[np.uint64]:
+        seeds = [self._seeds[run] for run in runs.tolist()]
+        return words_of_runs(seeds, self._epoch, _FILL_STREAM, count, first)
+
+    def _words(self, stream: int, count: int) -> NDArray[np.uint64]:
+        return words_of_runs(self._seeds, self._epoch, stream, count)
+
+
+def _observed_in_one_run(plan: "Plan", observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:
+    """Observed norms by index of the layer, each ``[1, channels]``; other models' layers are passed over."""
+    found = {}
+    for index, layer in enumerate(plan.table.layers):
+        if layer.name in observed:
+            norms = np.asarray(observed[layer.name], dtype=np.float64)
+            if norms.shape != (layer.in_channels,):
+                raise StrategyError(
+                    f"Observed norms of layer {layer.name!r} must be one for each of its {layer.in_channels} input "
+                    f"channels, got shape {norms.shape}. Give NaN for channels that never trained."
+                )
+            found[index] = norms[None, :]
+    return found

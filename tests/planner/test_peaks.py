@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from trady.planner.options import OptimizerKind, Scope
 from trady.planner.peaks import with_margin
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
-from trady.planner.purse import open_purse
+from trady.planner.purse import Purses
 from trady.planner.refining import NOT_MEASURED
 from trady.planner.solving import TOLERANCE, Limits, SolverStatus, solve
 from trady.planner.step_memory import StepMemory
@@ -153,22 +154,23 @@ def _is_bounded_higher(table: CostTable, counts: Sequence[int], budget: int) -> 
 @settings(max_examples=60, deadline=None)
 @given(peak_tables(), st.data())
 def test_the_purse_spends_what_the_ledger_says(table: CostTable, data: Any) -> None:
-    purse = open_purse(table, Scope.PEAK, 10**9)
+    purses = Purses(table, Scope.PEAK, 10**9, 1, nested=True)
     for _ in range(data.draw(st.integers(1, 8))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
-        if purse.counts[index] < table.layers[index].in_channels:
-            assert purse.take(index)
-            assert 10**9 - purse.left == table.scope_bytes(purse.counts, Scope.PEAK)
+        if purses.counts[0, index] < table.layers[index].in_channels:
+            assert purses.take(np.array([0]), np.array([index]))
+            assert 10**9 - purses.left[0] == table.scope_bytes(purses.counts[0].tolist(), Scope.PEAK)
 
 
 @settings(max_examples=40, deadline=None)
 @given(peak_tables(), st.integers(50, 600), st.data())
 def test_the_purse_never_overspends(table: CostTable, budget: int, data: Any) -> None:
-    purse = open_purse(table, Scope.PEAK, budget)
+    purses = Purses(table, Scope.PEAK, budget, 1, nested=True)
     for _ in range(8):
         index = data.draw(st.integers(0, len(table.layers) - 1))
-        if purse.counts[index] < table.layers[index].in_channels and purse.take(index):
-            assert table.scope_bytes(purse.counts, Scope.PEAK) <= budget
+        is_left = purses.counts[0, index] < table.layers[index].in_channels
+        if is_left and purses.take(np.array([0]), np.array([index])):
+            assert table.scope_bytes(purses.counts[0].tolist(), Scope.PEAK) <= budget
 
 
 def node(place: int, operation: int, upstream: int, taken: dict[int, int], *passed: tuple[int, int, int]) -> NodeRun:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tables import cost_table, cost_tables, full_counts, layer_costs, plan_of
-from trady.planner.cost_records import INDEX_BYTES, GroupInput, InputGroup
+from trady.planner.cost_records import INDEX_BYTES, GroupInput, InputGroup, KeptBytes, Upstream
 from trady.planner.errors import StrategyError
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan import Plan
-from trady.planner.purse import open_purse
-from trady.planner.schedule import ChannelDraw, draw
+from trady.planner.purse import Purses
+from trady.planner.schedule import ChannelDraw, draw, draw_runs
 from trady.planner.strategies import STRATEGIES
 
 FILLING = [s for s in Strategy if s not in (Strategy.SOLVER, Strategy.SU)]
@@ -80,7 +80,7 @@ def test_no_draw_passes_the_budget(plan: Plan, epoch: int, seed: int, with_obser
 @given(cost_tables(max_channels=6), st.sampled_from([Scope.UPDATE, Scope.TRAINING]), st.data())
 def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, data: Any) -> None:
     """The budget is set so that exactly the channel asked for fits, or misses by one byte."""
-    purse = open_purse(table, scope, 10**9)
+    purses = Purses(table, scope, 10**9, 1, nested=False)
     taken: dict[str, list[int]] = {}
     for _ in range(data.draw(st.integers(1, 12))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
@@ -89,7 +89,7 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
         if not left:
             continue
         channel = data.draw(st.sampled_from(left))
-        assert purse.take(index, channel)
+        assert purses.take(*(np.array([value]) for value in (0, index, channel)))
         taken.setdefault(layer.name, []).append(channel)
         drawn = ChannelDraw(0, {name: np.asarray(found) for name, found in taken.items()})
         scopes = drawn.ledger(table).scopes
@@ -99,7 +99,7 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
             if drawn.is_nested(members)
         )
         expected = scopes.training if scope is Scope.TRAINING else scopes.update
-        assert purse.spent == expected + nested_by_chance
+        assert 10**9 - purses.left[0] == expected + nested_by_chance
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,6 +120,40 @@ def test_epochs_and_seeds_draw_anew_unless_static(strategy: Strategy) -> None:
         return
     assert as_lists(draw(plan, 1, seed=1)) != first
     assert (as_lists(draw(plan, 2)) == first) == (strategy in STATIC)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans(), st.integers(0, 5), st.lists(st.integers(0, 2**70), min_size=1, max_size=6), st.booleans())
+def test_many_runs_draw_what_each_draws_alone(plan: Plan, epoch: int, seeds: list[int], with_observed: bool) -> None:
+    """Also their ledgers are the same: the simulator's bytes are the engine's."""
+    table = plan.table
+    rng = np.random.default_rng(epoch)
+    observed = {
+        index: np.where(rng.random((len(seeds), layer.in_channels)) < 0.3, np.nan, rng.random(layer.in_channels))
+        for index, layer in enumerate(table.layers)
+        if index % 2 == 0
+    }
+    drawn = draw_runs(plan, epoch, seeds, observed=observed if with_observed else None)
+    lines = table.line_model.lines(drawn.counts, drawn.stored, drawn.indexed)
+    for run, seed in enumerate(seeds):
+        seen = {table.layers[index].name: norms[run].tolist() for index, norms in observed.items()}
+        alone = draw(plan, epoch, seed=seed, observed=seen if with_observed else None)
+        assert as_lists(drawn.of_run(run, table)) == as_lists(alone)
+        ledger = alone.ledger(table).lines.model_dump(exclude={"workspace"})
+        assert {name: int(amounts[run]) for name, amounts in lines.items()} == ledger
+
+
+def test_what_two_layers_keep_is_paid_once() -> None:
+    """40 B are kept when either trains; each channel costs 13 B: this budget holds all four."""
+    groups = [InputGroup(inputs=(GroupInput(channel_bytes=1, kept_by=None),)) for _ in range(2)]
+    layers = [layer_costs(index, 2, index, optimizer=0, weight_elements=1) for index in range(2)]
+    upstreams = [Upstream(always=False, layers=((0, 1),))]
+    kept = [KeptBytes(num_bytes=40, upstream=0, line="residuals", storage=None)]
+    plan = plan_of(
+        cost_table(layers, groups, upstreams, kept), Strategy.D_FULL_RANDOM, budget_bytes=40 + 4 * 13,
+        scope=Scope.TRAINING,
+    )  # fmt: skip
+    assert (draw_runs(plan, 0, range(50)).counts.sum(axis=1) == 4).all()
 
 
 @pytest.mark.parametrize("strategy", STATIC)
@@ -150,16 +184,18 @@ def chi_square(counts: Counter[int], size: int) -> float:
 def test_channels_are_drawn_uniformly(strategy: Strategy, over: str) -> None:
     plan = plan_of(plain_table(20), strategy, budget_bytes=32, counts=(1,))
     drawn: Counter[int] = Counter()
-    for number in range(3000):
-        found = draw(plan, number) if over == "epochs" else draw(plan, 0, seed=number)
-        drawn.update(found.channels["layer0"].tolist())
+    if over == "seeds":
+        drawn.update(draw_runs(plan, 0, range(3000)).channels[0][0].tolist())
+    else:
+        drawn.update(channel for epoch in range(600) for channel in draw(plan, epoch).channels["layer0"].tolist())
     assert chi_square(drawn, 20) > 1e-4
 
 
 def test_layers_are_filled_in_proportion_to_their_channels() -> None:
     plan = plan_of(plain_table(30, 10), Strategy.D_FULL_RANDOM, budget_bytes=32)
-    first = [next(iter(draw(plan, 0, seed=seed).channels)) for seed in range(4000)]
-    assert stats.binomtest(first.count("layer0"), 4000, 0.75).pvalue > 1e-4
+    counts = draw_runs(plan, 0, range(4000)).counts
+    assert (counts.sum(axis=1) == 1).all()
+    assert stats.binomtest(int(counts[:, 0].sum()), 4000, 0.75).pvalue > 1e-4
 
 
 def test_input_groups_draw_nested_channels() -> None:
@@ -176,9 +212,8 @@ def test_medyate_draws_in_proportion_to_observed_norms() -> None:
     """One channel of five: the probability is norm over the sum, the closed form of a single draw."""
     plan = plan_of(plain_table(5), Strategy.MEDYATE, budget_bytes=32)
     norms = [1.0, 2.0, 3.0, float("nan"), 0.0]  # the unseen channel counts as the largest, 3
-    drawn: Counter[int] = Counter()
-    for seed in range(6000):
-        drawn.update(draw(plan, 1, seed=seed, observed={"layer0": norms}).channels["layer0"].tolist())
+    observed = {0: np.broadcast_to(norms, (6000, 5))}
+    drawn = Counter(draw_runs(plan, 1, range(6000), observed=observed).channels[0][0].tolist())
     assert drawn[4] == 0
     expected = [6000 * norm / 9 for norm in (1, 2, 3, 3)]
     assert stats.chisquare([drawn[c] for c in range(4)], expected).pvalue > 1e-4
@@ -186,17 +221,14 @@ def test_medyate_draws_in_proportion_to_observed_norms() -> None:
 
 def test_medyate_counts_layers_without_observations_as_unseen() -> None:
     plan = plan_of(plain_table(2, 2), Strategy.MEDYATE, budget_bytes=32, norms=[(5.0, 5.0), (0.0, 0.0)])
-    drawn = Counter(
-        next(iter(draw(plan, 1, seed=seed, observed={"layer0": [4.0, 4.0]}).channels)) for seed in range(2000)
-    )
-    assert stats.binomtest(drawn["layer1"], 2000, 0.5).pvalue > 1e-4
+    counts = draw_runs(plan, 1, range(2000), observed={0: np.full((2000, 2), 4.0)}).counts
+    assert stats.binomtest(int(counts[:, 1].sum()), 2000, 0.5).pvalue > 1e-4
 
 
 def test_medyate_starts_uniformly_when_all_norms_are_zero() -> None:
     plan = plan_of(plain_table(4), Strategy.MEDYATE, budget_bytes=32)
-    drawn: Counter[int] = Counter()
-    for seed in range(2000):
-        drawn.update(draw(plan, 1, seed=seed, observed={"layer0": [0.0, 0.0, float("nan"), 0.0]}).channels["layer0"])
+    observed = {0: np.broadcast_to([0.0, 0.0, np.nan, 0.0], (2000, 4))}
+    drawn = Counter(draw_runs(plan, 1, range(2000), observed=observed).channels[0][0].tolist())
     assert chi_square(drawn, 4) > 1e-4
 
 
@@ -210,9 +242,9 @@ def test_d_det_rgn_takes_the_largest_rgn() -> None:
     plan = plan_of(
         cost_table(layers, groups), Strategy.D_DET_RGN, budget_bytes=32 * 3, norms=[(1.0, 9.0, 1.0), (1.0, 2.0, 3.0)]
     )
-    assert as_lists(draw(plan, 0)) == {"layer0": [1], "layer1": [2, 1]}
+    assert as_lists(draw(plan, 0)) == {"layer0": [1], "layer1": [1, 2]}
     observed = {"layer0": [float("nan"), 0.0, 8.0]}
-    assert as_lists(draw(plan, 1, observed=observed)) == {"layer0": [2], "layer1": [2, 1]}
+    assert as_lists(draw(plan, 1, observed=observed)) == {"layer0": [2], "layer1": [1, 2]}
 
 
 def test_su_trains_its_fixed_channels() -> None:

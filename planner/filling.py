@@ -1,0 +1,136 @@
+"""Filling a budget channel by channel, in many runs at once.
+
+A layer whose next channel does not fit is closed: for the epoch where prices are fixed, else until another layer's
+opening may have made it cheaper.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trady.planner.purse import Flags, Purses
+from trady.planner.random_words import Channels, Words, integers_below
+
+#: Channels asked for between two looks at what still fits.
+_ROUND: Final = 32
+_MOST_ASKED: Final = 256
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The channels of the layers that may be drawn from, one after the other.
+
+    Args:
+        layers: Layer of each channel, ascending.
+        channels: Its number in the layer.
+    """
+
+    layers: Channels
+    channels: Channels
+
+    @classmethod
+    def of(cls, layers: Channels, sizes: Channels) -> "Pool":
+        """All channels of some layers with so many each."""
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return cls(np.repeat(layers, sizes), within)
+
+
+def fill_uniformly(
+    purses: Purses, layers: Channels, sizes: Channels, words: Callable[[Channels, int, int], Words]
+) -> None:
+    """Take channels uniformly at random from those that are left in layers that are open, until none fits.
+
+    A channel is asked for with the weights of the last look, once a round; one that was taken or closed since is
+    asked for again, which leaves the others equally likely.
+
+    Args:
+        purses: Nested purses, full; filled in place.
+        layers: Layers to draw from.
+        sizes: Channels of each.
+        words: Random words ``[words, runs]`` for some runs, from the first and as many as asked for.
+    """
+    runs, step = np.arange(len(purses.counts)), 0
+    is_open = np.ones((len(runs), len(layers)), dtype=bool)
+    opened = np.zeros(len(runs), dtype=np.int64)
+    while True:
+        if not purses.prices_are_fixed:
+            before, opened = opened, (purses.counts > 0).sum(axis=1)
+            is_open[opened[runs] > before[runs]] = True
+        is_open &= purses.least_prices(runs)[:, layers] <= purses.left[runs, None]
+        weights = (sizes - purses.counts[runs][:, layers]) * is_open
+        keep = weights.any(axis=1)
+        runs, is_open, weights = runs[keep], is_open[keep], weights[keep]
+        if not len(runs):
+            return
+        _fill_round(purses, layers, runs, is_open, weights, words(runs, step, _ROUND))
+        step += _ROUND
+
+
+def _fill_round(
+    purses: Purses, layers: Channels, runs: Channels, is_open: Flags, weights: Channels, words: Words
+) -> None:
+    ends = np.cumsum(weights, axis=1)
+    starts, totals = ends - weights, ends[:, -1].astype(np.uint64)
+    taken = np.zeros_like(weights)
+    rows = np.arange(len(runs))
+    for word in words:
+        places = integers_below(word, totals)
+        at = (ends <= places[:, None]).sum(axis=1)
+        asked = np.flatnonzero((places - starts[rows, at] >= taken[rows, at]) & is_open[rows, at])
+        if not len(asked):
+            continue
+        layer = at[asked]
+        fits = purses.take(runs[asked], layers[layer])
+        taken[asked[fits], layer[fits]] += 1
+        is_open[asked[~fits], layer[~fits]] = False
+
+
+def fill_in_order(purses: Purses, pool: Pool, order: Channels) -> Flags:
+    """Take channels in a given order while they fit.
+
+    Args:
+        purses: Purses that are not nested, full; filled in place.
+        pool: The channels.
+        order: Places in the pool in the order to take them, ``[runs, channels]``.
+
+    Returns:
+        Whether each channel of the pool was taken, ``[runs, channels]``.
+    """
+    taken = np.zeros(order.shape, dtype=bool)
+    runs, asked = np.arange(len(order)), _ROUND
+    is_open = np.ones(purses.counts.shape, dtype=bool)
+    while order.size:
+        for places in order[:, :asked].T:
+            layers = pool.layers[places]
+            wanted = np.flatnonzero((places >= 0) & is_open[runs, layers])
+            if not len(wanted):
+                continue
+            place, layer, run = places[wanted], layers[wanted], runs[wanted]
+            fits = purses.take(run, layer, pool.channels[place])
+            taken[run[fits], place[fits]] = True
+            is_open[run[~fits], layer[~fits]] = False
+        fit = purses.least_prices(runs) <= purses.left[runs, None]
+        is_open[runs] = is_open[runs] & fit if purses.prices_are_fixed else fit
+        order, runs = _left_of(order[:, asked:], runs, is_open, pool)
+        asked = min(2 * asked, _MOST_ASKED)
+    return taken
+
+
+def _left_of(order: Channels, runs: Channels, is_open: Flags, pool: Pool) -> tuple[Channels, Channels]:
+    """The rest of the order without closed layers, moved together; ``-1`` behind the end; runs that have none go."""
+    keep = (order >= 0) & is_open[runs[:, None], pool.layers[order]]
+    rest, is_left = moved_together(order, keep)
+    going_on = is_left.any(axis=1)
+    return np.where(is_left, rest, -1)[going_on], runs[going_on]
+
+
+def moved_together(values: Channels, keep: NDArray[np.bool_]) -> tuple[Channels, Flags]:
+    """What is kept of each row, in its order, from the left; and which places of the result hold something."""
+    lengths = keep.sum(axis=1)
+    is_held = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    packed = np.zeros(is_held.shape, dtype=values.dtype)
+    packed[is_held] = values[keep]
+    return packed, is_held
