@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trady.planner.cost_records import LayerCosts
-from trady.planner.layers import LayerKind
+from trady.planner.cost_records import LayerCosts, LayerKind
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

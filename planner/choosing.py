@@ -8,21 +8,20 @@ from typing import Final
 from torch import nn
 
 from trady.planner.calibration import slice_norms
-from trady.planner.errors import BudgetError, PlanError, StrategyError, TradyError
+from trady.planner.coverage import DEFAULT_HORIZON
+from trady.planner.errors import BudgetError, PlanError, TradyError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable, Ledger
 from trady.planner.options import DType, OptimizerKind, Scope, Strategy
-from trady.planner.plan import SolverRecord, StrategyRecord
+from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
 from trady.planner.priorities import LayerPriority, Priorities
 from trady.planner.refining import RefinedTable
-from trady.planner.schemes import scheme_named
+from trady.planner.schemes import scheme_ratios
 from trady.planner.solving import Limits, Selection, SolverStatus, solve, solver_version
-from trady.planner.strategies import STRATEGIES, LayerRule, eligible_layers, scheme_counts
+from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, eligible_layers, scheme_counts
 from trady.planner.tracing import Trace
 from trady.planner.units import format_bytes
 
-#: Draws the solver's value looks ahead: the best of the first experiments (DESIGN, section 3).
-DEFAULT_HORIZON: Final = 4.0
 #: Times that a budget of the peak is solved anew after kernels were measured.
 _MOST_ROUNDS: Final = 6
 
@@ -224,31 +223,41 @@ def choose_channels(
         return _solved_exactly(request, tables, priorities)
     table = tables.table
     rule = STRATEGIES[request.strategy]
-    solver = SolverRecord(status="drawn", value=0.0, bound=1.0, gap=0.0, horizon=1.0, ortools_version="")
     if rule.layers is not LayerRule.SCHEME:
         pool = eligible_layers(rule.layers, table, priorities, request.budget_bytes)
-        return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), solver, (0,) * len(table.layers))
+        return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), NOT_SOLVED, (0,) * len(table.layers))
     eligible = tuple(index for index, count in enumerate(static_counts) if count)
     channels = {
         table.layers[index].name: largest_weights(model, table, index, static_counts[index]) for index in eligible
     }
     record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
-    return Choice(record, solver, tuple(static_counts))
+    return Choice(record, NOT_SOLVED, tuple(static_counts))
 
 
 def _solved_exactly(request: Request, tables: RefinedTable, priorities: Sequence[LayerPriority]) -> Choice:
     """Solve; a budget of the peak anew where kernels at the peak of the solution had not been measured."""
     if request.scope is Scope.PEAK:
         tables.refine_within(request.budget_bytes)
-    choice = _solved(request, tables.table, priorities)
+    choice = solved(request, tables.table, priorities)
     for _ in range(_MOST_ROUNDS):
         if not tables.refine(choice.counts) or request.scope is not Scope.PEAK:
             break
-        choice = _solved(request, tables.table, priorities)
+        choice = solved(request, tables.table, priorities)
     return choice
 
 
-def _solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
+def solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
+    """The solver's counts under a budget.
+
+    Args:
+        request: Budget, scope and bounds.
+        table: Costs of the candidate layers.
+        priorities: One entry per layer of the table, in its order.
+
+    Raises:
+        PlanError: All norms are zero, or the search found nothing in its time.
+        BudgetError: The budget trains no layer.
+    """
     if not any(layer.norm_sum for layer in priorities):
         raise PlanError(
             "All gradient norms are zero: nothing is worth training. Check that the loss depends on the output, "
@@ -291,27 +300,9 @@ def scheme_counts_of(
     table = tables.table
     if request.strategy is not Strategy.SU:
         return [0] * len(table.layers)
-    if scheme is None:
-        raise StrategyError(
-            "Strategy 'su' needs a scheme: layer names and ratios in a JSON file, or a published name such as "
-            "'mbv2-49kb' (--scheme)."
-        )
-    if isinstance(scheme, str):
-        published = scheme_named(scheme)
-        missing = [place for place in published.layers if place >= len(convolutions)]
-        if missing:
-            raise StrategyError(
-                f"Scheme {scheme!r} trains convolution {missing[0]}, but the model has {len(convolutions)} of them."
-            )
-        scheme = {convolutions[place]: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)}
-    counts = scheme_counts(table, scheme)
+    counts = scheme_counts(table, scheme_ratios(scheme, convolutions))
     tables.refine(counts)
-    needed = tables.table.scope_bytes(counts, request.scope)
-    if needed > request.budget_bytes:
-        raise BudgetError(
-            f"Scheme needs {needed} B in scope {request.scope.value!r}, above the budget of "
-            f"{request.budget_bytes} B. Raise --budget to {needed}B."
-        )
+    check_scheme_fits(tables.table, counts, request.scope, request.budget_bytes)
     return counts
 
 

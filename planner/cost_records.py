@@ -1,5 +1,6 @@
 """What a cost table is made of: layers, input groups, kept memory, operations. No torch."""
 
+from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
@@ -11,6 +12,20 @@ Count = Annotated[int, Field(ge=0)]
 INDEX_BYTES: Final = 4
 #: Channels that kernels of slice gradients work on at a time.
 SLICE_BLOCK: Final = 8
+
+
+class LayerKind(StrEnum):
+    """Kinds of layer by what one input channel of the weight is."""
+
+    CONV = "conv"
+    GROUPED_CONV = "grouped conv"
+    DEPTHWISE_CONV = "depthwise conv"
+    TRANSPOSED_CONV = "transposed conv"
+    LINEAR = "linear"
+
+
+#: What MIT's schemes number: every convolution that is not transposed.
+FORWARD_CONVOLUTIONS: Final = frozenset({LayerKind.CONV, LayerKind.GROUPED_CONV, LayerKind.DEPTHWISE_CONV})
 
 
 class Record(BaseModel):

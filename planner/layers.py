@@ -7,10 +7,10 @@ functional call on a bare parameter are found alike.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
+from trady.planner.cost_records import LayerKind
 from trady.planner.cost_rules import (
     ChannelCost,
     conv_channel_cost,
@@ -34,20 +34,6 @@ GROUPED_PRODUCTS: Final = frozenset({"aten::_grouped_mm", "aten::_scaled_grouped
 _EMBEDDINGS: Final = frozenset({"aten::embedding", "aten::_embedding_bag"})
 _MOST_HEADS: Final = 4
 _CASTS: Final = frozenset({"aten::_to_copy"})
-
-
-class LayerKind(StrEnum):
-    """Kinds of layer by what one input channel of the weight is."""
-
-    CONV = "conv"
-    GROUPED_CONV = "grouped conv"
-    DEPTHWISE_CONV = "depthwise conv"
-    TRANSPOSED_CONV = "transposed conv"
-    LINEAR = "linear"
-
-
-#: What MIT's schemes number: every convolution that is not transposed.
-FORWARD_CONVOLUTIONS: Final = frozenset({LayerKind.CONV, LayerKind.GROUPED_CONV, LayerKind.DEPTHWISE_CONV})
 
 
 @dataclass(frozen=True)

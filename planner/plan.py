@@ -151,6 +151,10 @@ class SolverRecord(Record):
     ortools_version: str
 
 
+#: Of the papers' strategies, before the value of their first draw is known.
+NOT_SOLVED: Final = SolverRecord(status="drawn", value=0.0, bound=1.0, gap=0.0, horizon=1.0, ortools_version="")
+
+
 class PriorityRecord(Record):
     """Where the gradient norms came from."""
 

@@ -16,27 +16,24 @@ from trady.planner.calibration import (
     uniform_priorities,
 )
 from trady.planner.choosing import (
-    DEFAULT_HORIZON,
     Request,
     candidate_layers,
     check_some_layer_fits,
     choose_channels,
-    no_layer_fits,
     priorities_of,
     scheme_counts_of,
 )
+from trady.planner.cost_records import FORWARD_CONVOLUTIONS
 from trady.planner.costing import build_cost_table
-from trady.planner.coverage import coverage_value
 from trady.planner.errors import PlanError
-from trady.planner.layers import FORWARD_CONVOLUTIONS
 from trady.planner.ledger import CostTable
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.refining import RefinedTable
+from trady.planner.replanning import with_first_draw
 from trady.planner.schedule import draw
 from trady.planner.step_memory import StepMemory
-from trady.planner.strategies import STRATEGIES
 from trady.planner.tracing import Trace, trace
 from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
 from trady.planner.units import format_bytes, parse_bytes
@@ -211,7 +208,7 @@ def make_plan(
         unaccounted=traced.unaccounted,
         notes=_notes(traced, priorities, settings, tables.note),
     )
-    return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, request, tables)
+    return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, tables)
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -256,24 +253,13 @@ def _dtype_named(dtype: torch.dtype | None) -> DType | None:
     return None if dtype is None else DType(str(dtype).removeprefix("torch."))
 
 
-def _with_first_draw(plan: Plan, request: Request, tables: RefinedTable) -> Plan:
+def _with_first_draw(plan: Plan, tables: RefinedTable) -> Plan:
     """Counts, value and ledger of the first epoch, for strategies whose draw is not the solver's."""
     first = draw(plan, 0)
     while tables.refine(first.counts(plan.table)):
         plan = plan.model_copy(update={"table": tables.table})
         first = draw(plan, 0)
-    counts = first.counts(plan.table)
-    if not any(counts):
-        raise no_layer_fits(plan.table, request, plan.strategy.eligible)
-    dynamic = STRATEGIES[request.strategy].dynamic
-    horizon = min(DEFAULT_HORIZON, float(request.epochs)) if dynamic else 1.0
-    reached = sum(
-        norms * coverage_value(count / layer.in_channels, horizon)
-        for norms, count, layer in zip(plan.layer_values, counts, plan.table.layers, strict=True)
-    )
-    total = sum(plan.layer_values)
-    solver = plan.solver.model_copy(update={"value": reached / total if total else 0.0, "horizon": horizon})
-    return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})
+    return with_first_draw(plan)
 
 
 def fingerprint(model: nn.Module) -> str:

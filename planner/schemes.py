@@ -5,7 +5,7 @@ Source:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,3 +96,29 @@ def scheme_named(name: str) -> SparseUpdateScheme:
             f"Sparse Update scheme '{name}' is not one of the published ones. Give one of {', '.join(known)}."
         )
     return known[name]
+
+
+def scheme_ratios(scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]) -> Mapping[str, float]:
+    """Ratios by layer name of a scheme given so, or by its published name.
+
+    Args:
+        scheme: Layer name -> ratio, or the name of a published scheme.
+        convolutions: The model's convolutions by name, in order: published schemes count them.
+
+    Raises:
+        StrategyError: The scheme is missing, unknown, or counts more convolutions than the model has.
+    """
+    if scheme is None:
+        raise StrategyError(
+            "Strategy 'su' needs a scheme: layer names and ratios in a JSON file, or a published name such as "
+            "'mbv2-49kb' (--scheme)."
+        )
+    if not isinstance(scheme, str):
+        return scheme
+    published = scheme_named(scheme)
+    missing = [place for place in published.layers if place >= len(convolutions)]
+    if missing:
+        raise StrategyError(
+            f"Scheme {scheme!r} trains convolution {missing[0]}, but the model has {len(convolutions)} of them."
+        )
+    return {convolutions[place]: ratio for place, ratio in zip(published.layers, published.ratios, strict=True)}

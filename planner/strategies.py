@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from trady.planner.errors import StrategyError
+from trady.planner.errors import BudgetError, StrategyError
 from trady.planner.ledger import CostTable
-from trady.planner.options import Strategy
+from trady.planner.options import Scope, Strategy
 from trady.planner.priorities import LayerPriority, top_layers
 
 #: Share of the total RGN that the paper's top-K layers hold.
@@ -107,6 +107,20 @@ def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
     if not any(counts):
         raise StrategyError("Scheme trains no channel: every ratio gives less than one. Raise one of them.")
     return counts
+
+
+def check_scheme_fits(table: CostTable, counts: Sequence[int], scope: Scope, budget_bytes: int) -> None:
+    """A static scheme cannot be cut to the budget: it fits or not.
+
+    Raises:
+        BudgetError: It needs more.
+    """
+    needed = table.scope_bytes(counts, scope)
+    if needed > budget_bytes:
+        raise BudgetError(
+            f"Scheme needs {needed} B in scope {scope.value!r}, above the budget of {budget_bytes} B. "
+            f"Raise --budget to {needed}B."
+        )
 
 
 def _is_share(ratio: object) -> bool:
