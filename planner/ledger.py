@@ -49,6 +49,7 @@ class Lines(Record):
 UPDATE_LINES: Final = ("gradients", "saved_activations", "optimizer_state", "draw_index")
 TRAINING_LINES: Final = (*UPDATE_LINES, "active_weights", "always_trained", "residuals")
 PEAK_LINES: Final = (*TRAINING_LINES, "weights", "inputs", "workspace")
+SCOPE_LINES: Final = {Scope.UPDATE: UPDATE_LINES, Scope.TRAINING: TRAINING_LINES, Scope.PEAK: PEAK_LINES}
 
 
 class Scopes(Record):
@@ -177,11 +178,8 @@ class CostTable(Record):
         row = self._row(counts)
         drawn = None if stored is None else self._group_row(stored)
         kept = None if indexed is None else self._group_row(indexed)
-        lines = self.line_model.lines(row, drawn, kept)
-        found = {name: int(amounts[0]) for name, amounts in lines.items()}
-        if self.gradient_storages is not None:
-            found["workspace"] = int(self.peak_model.peaks(row, drawn, kept)[0]) - sum(found.values())
-        return Ledger.of(Lines(**found))
+        lines = self.line_model.all_lines(row, drawn, kept)
+        return Ledger.of(Lines(**{name: int(amounts[0]) for name, amounts in lines.items()}))
 
     def _row(self, counts: Sequence[int]) -> "Bytes":
         return self.line_model.one_run(counts)

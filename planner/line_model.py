@@ -110,16 +110,24 @@ class LineModel:
             "inputs": np.full(len(counts), table.input_bytes, dtype=np.int64),
         }
 
+    def all_lines(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> dict[str, Bytes]:
+        """The same and the workspace, which makes the lines add up to the peak; without it where the peak is unknown."""
+        lines = dict(self.lines(counts, stored, indexed))
+        if self._table.gradient_storages is not None:
+            rest = sum(lines.values(), start=np.zeros(len(counts), dtype=np.int64))
+            lines["workspace"] = self._table.peak_model.peaks(counts, stored, indexed) - rest
+        return lines
+
     def scope_bytes(
         self, counts: Bytes, scope: Scope, stored: Bytes | None = None, indexed: Bytes | None = None
     ) -> Bytes:
         """Bytes the budget of a scope is held against, ``[runs]``."""
-        from trady.planner.ledger import TRAINING_LINES, UPDATE_LINES
+        from trady.planner.ledger import SCOPE_LINES
 
         if scope is Scope.PEAK:
             return self._table.peak_model.peaks(counts, stored, indexed)
-        names = TRAINING_LINES if scope is Scope.TRAINING else UPDATE_LINES
         lines = self.lines(counts, stored, indexed)
+        names = SCOPE_LINES[scope]
         return sum((lines[name] for name in names), start=np.zeros(len(counts), dtype=np.int64))
 
     def lasting_bytes(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> Bytes:

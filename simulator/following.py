@@ -1,0 +1,203 @@
+"""What a chunk of trials has reached so far, layer by layer, and the gradients it followed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trady.planner.plan import Plan
+from trady.planner.random_words import Channels
+from trady.planner.schedule import ChannelDraws
+from trady.planner.summary import layer_rgn
+from trady.simulator.gathering import Values
+from trady.simulator.gradients import Gradients, Vectors
+
+#: Epochs that fit beside the number of updates in one 32-bit integer.
+MOST_EPOCHS = 2**15 - 1
+_LAST, _ONCE = 0xFFFF, 0x10000
+
+
+class GradientPath:
+    """The full gradient and its running sum, epoch by epoch.
+
+    Args:
+        gradients: What to follow.
+    """
+
+    def __init__(self, gradients: Gradients) -> None:
+        self._gradients = gradients
+        self.constant = gradients.constant
+        self.sums: list[Vectors] = []
+
+    def go_to(self, epoch: int) -> None:
+        """Move on by one epoch."""
+        if self.constant and epoch:
+            return
+        self.vectors = self._gradients.vectors(epoch)
+        self.norms = self._gradients.norms(epoch)
+        self.squares = [(found**2).sum(axis=0) for found in self.vectors]
+        if not self.constant:
+            before = self.sums or [np.zeros_like(found) for found in self.vectors]
+            self.sums = [total + found for total, found in zip(before, self.vectors, strict=True)]
+
+    @property
+    def layer_squares(self) -> Values:
+        """Squared norm of each layer's gradient, ``[layers]``."""
+        return np.array([found.sum() for found in self.squares])
+
+    @property
+    def sum_square(self) -> float:
+        """Squared norm of the running sum; of one epoch's gradient where all are the same."""
+        return float(sum((total**2).sum() for total in (self.vectors if self.constant else self.sums)))
+
+
+class Followed:
+    """One layer in a chunk of trials: which channels were drawn, how often, and the sum of their gradients.
+
+    Args:
+        in_channels: Input channels of the layer.
+        rgn: RGN of each.
+        trials: Trials of the chunk.
+        numbers: Numbers of a channel's gradient vector; 0 where gradients never change.
+    """
+
+    def __init__(self, in_channels: int, rgn: Vectors, trials: int, numbers: int) -> None:
+        self._size, self._trials = in_channels, trials
+        self._rgn = _with_nothing(rgn)
+        self._state = np.zeros((in_channels + 1, trials), dtype=np.int32)
+        self._drawn_sum = np.zeros((numbers, in_channels + 1, trials), dtype=np.float32)
+
+    def add(self, epoch: int, channels: Channels, path: GradientPath, index: int) -> dict[str, Values]:
+        """Draw some channels, and say what that comes to in each trial.
+
+        Args:
+            epoch: The epoch.
+            channels: ``[most drawn, trials]``, padded with the layer's number of channels.
+            path: The gradients of this epoch.
+            index: The layer.
+        """
+        places = channels * self._trials + np.arange(self._trials)
+        self._state[self._size] = epoch + 1  # what stands behind a trial's last channel was never new
+        flat = self._state.reshape(-1)
+        state = flat.take(places)
+        last = state & _LAST
+        is_first = last == 0
+        squares = _with_nothing(path.squares[index]).take(channels)
+        found = {
+            "first": is_first.sum(axis=0),
+            "first_rgn": (is_first * self._rgn.take(channels)).sum(axis=0),
+            "waited": (epoch + 1) * (len(channels) - is_first.sum(axis=0)) - last.sum(axis=0),
+            "square": squares.sum(axis=0),
+        }
+        if path.constant:
+            found["aligned"] = found["square"]
+            found["grown"] = ((2 * (state >> 16) + 1) * squares).sum(axis=0)
+        else:
+            found |= self._follow(places, channels, path.vectors[index], path.sums[index])
+        flat[places] = state - last + (_ONCE + epoch + 1)
+        return found
+
+    def _follow(self, places: Channels, channels: Channels, vectors: Vectors, sums: Vectors) -> dict[str, Values]:
+        aligned = np.einsum("kc,kct->t", vectors, self._drawn_sum[:, : self._size])
+        grown = np.zeros(self._trials)
+        for number, drawn_sum in enumerate(self._drawn_sum):
+            flat = drawn_sum.reshape(-1)
+            before = flat.take(places)
+            step = _with_nothing(vectors[number]).take(channels)
+            aligned += (step * _with_nothing(sums[number]).take(channels)).sum(axis=0)
+            grown += (step * (2.0 * before + step)).sum(axis=0)
+            flat[places] = before + step
+        return {"aligned": aligned, "grown": grown}
+
+    def pass_by(self, path: GradientPath, index: int) -> Values:
+        """What the full gradient adds to the running sums' product in an epoch that draws nothing of the layer."""
+        found: Values = np.einsum("kc,kct->t", path.vectors[index], self._drawn_sum[:, : self._size])
+        return found
+
+
+class Follower:
+    """A chunk of trials from epoch to epoch.
+
+    Args:
+        plan: The plan.
+        gradients: What the full gradient is.
+        trials: Trials of the chunk.
+    """
+
+    def __init__(self, plan: Plan, gradients: Gradients, trials: int) -> None:
+        self._layers, self._trials = plan.table.layers, trials
+        self._total_rgn = sum(layer_rgn(plan)) or 1.0
+        self._rgn = [
+            np.array(plan.channel_norms(index)) / layer.sample_cost for index, layer in enumerate(self._layers)
+        ]
+        self._num_channels = sum(layer.in_channels for layer in self._layers)
+        self.path = GradientPath(gradients)
+        self._followed: dict[int, Followed] = {}
+        self._totals = {name: np.zeros(trials) for name in ("first", "first_rgn", "aligned", "grown")}
+
+    def add(self, epoch: int, draws: ChannelDraws) -> dict[str, Values]:
+        """One epoch's measures, ``[trials]`` each."""
+        self.path.go_to(epoch)
+        parts = [self._layer(index).add(epoch, drawn, self.path, index) for index, drawn in draws.channels.items()]
+        sums = {name: sum(part[name] for part in parts) for name in ("first", "first_rgn", "waited", "square", "grown")}
+        sums["aligned"] = sum(part["aligned"] for part in parts) + self._passed_by(draws)
+        for name, total in self._totals.items():
+            total += sums[name]
+        full = float(self.path.layer_squares.sum())
+        captured = np.broadcast_to(sums["square"] / full if full else 0.0, (self._trials,))
+        repeated = draws.counts.sum(axis=1) - sums["first"]
+        return {
+            "channels_reached": self._totals["first"] / self._num_channels,
+            "rgn_reached": self._totals["first_rgn"] / self._total_rgn,
+            "repeated_channels": repeated.astype(np.float64),
+            "epochs_waited": np.asarray(sums["waited"], dtype=np.float64),
+            "captured_share": captured,
+            "cosine": np.sqrt(captured),
+            "running_cosine": self._running_cosine(),
+        }
+
+    def _running_cosine(self) -> Values:
+        norms = np.sqrt(np.maximum(self._totals["grown"], 0.0) * self.path.sum_square)
+        return np.divide(self._totals["aligned"], norms, out=np.zeros(self._trials), where=norms > 0)
+
+    def _passed_by(self, draws: ChannelDraws) -> Values:
+        """Layers drawn before but not now: the full gradient went on there."""
+        if self.path.constant:
+            return np.zeros(self._trials)
+        left = [found.pass_by(self.path, index) for index, found in self._followed.items() if index not in draws.channels]
+        return np.sum(left, axis=0) if left else np.zeros(self._trials)
+
+    def _layer(self, index: int) -> Followed:
+        if index not in self._followed:
+            numbers = 0 if self.path.constant else len(self.path.vectors[index])
+            rgn = self._rgn[index]
+            self._followed[index] = Followed(self._layers[index].in_channels, rgn, self._trials, numbers)
+        return self._followed[index]
+
+
+class ObservedNorms:
+    """Last gradient norm that each trial saw of each channel, as the engine keeps them.
+
+    Args:
+        sizes: Channels of each layer.
+        eligible: Layers that may be drawn from.
+        trials: Trials of the chunk.
+    """
+
+    def __init__(self, sizes: Sequence[int], eligible: Sequence[int], trials: int) -> None:
+        self.norms = {index: np.full((trials, sizes[index] + 1), np.nan) for index in eligible}
+
+    def see(self, draws: ChannelDraws, norms: Sequence[Vectors]) -> None:
+        """Note the norms of what was drawn."""
+        for index, channels in draws.channels.items():
+            found = _with_nothing(norms[index]).take(channels)
+            self.norms[index][np.arange(channels.shape[1]), channels] = found
+
+    def so_far(self) -> dict[int, NDArray[np.float64]]:
+        """Index of a layer -> ``[trials, channels]``, ``NaN`` where a channel never trained."""
+        return {index: found[:, :-1] for index, found in self.norms.items()}
+
+
+def _with_nothing(values: Vectors) -> Vectors:
+    """Values by channel, and a zero for the place behind a trial's last channel."""
+    return np.append(values, 0.0)

@@ -1,0 +1,255 @@
+"""Replay a plan's resampling in many trials at once."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from trady.planner.errors import PlanError
+from trady.planner.ledger import Lines
+from trady.planner.options import Strategy
+from trady.planner.plan import Plan
+from trady.planner.replanning import replan
+from trady.planner.schedule import ChannelDraws, draw_runs
+from trady.planner.strategies import STRATEGIES, DrawRule
+from trady.simulator.costs import Costs
+from trady.simulator.following import MOST_EPOCHS, Follower, ObservedNorms
+from trady.simulator.gathering import Gathered, Values, band
+from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
+from trady.simulator.outcomes import MEASURES, Series, SimulationReport
+from trady.simulator.theory import closed_forms
+
+if TYPE_CHECKING:
+    from trady.planner.recordings import GradientRecording
+
+#: Bytes that the trials of one chunk may keep, and the most and fewest of them.
+_CHUNK_BYTES: Final = 96 * 2**20
+_MOST_TRIALS, _FEWEST_TRIALS = 500, 8
+#: Trials that the quantiles are taken over: means and errors are of all.
+_BAND_TRIALS: Final = 4000
+
+
+def simulate(
+    plan: Plan,
+    *,
+    policy: Strategy | str | None = None,
+    epochs: int | None = None,
+    trials: int = 1000,
+    seed: int = 0,
+    gradients: "str | Gradients | GradientRecording" = "calibrated",
+    tail_index: float | None = None,
+    scheme: Mapping[str, float] | str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SimulationReport:
+    """Replay the draws of a plan: what they touch, when, at what cost, and how good the gradient is they follow.
+
+    Trial ``t`` draws what a training run with seed ``seed + t`` draws: the same function. Memory is bounded whatever
+    the number of trials; the result does not depend on ``workers``.
+
+    Args:
+        plan: The plan.
+        policy: Another strategy to replay at the same budget; the plan's own by default.
+        epochs: Epochs to replay; the plan's by default, or the recording's.
+        trials: Runs to replay.
+        seed: Seed of the first run.
+        gradients: What the full gradient is: ``"calibrated"`` (the plan's norms, every epoch the same),
+            ``"heavy-tailed"`` (noise of their size), or a recording of a real fine-tuning.
+        tail_index: Alpha of the heavy-tailed noise; the calibration's by default.
+        scheme: Static scheme of policy ``su``: layer name -> ratio, or a published name.
+        workers: Threads; one for each processor by default.
+        progress: Called with the number of trials done.
+
+    Raises:
+        StrategyError: The policy is unknown or its scheme does not fit the model.
+        BudgetError: The budget trains nothing under this policy.
+        PlanError: Epochs or trials out of range, gradients unknown or of another model.
+    """
+    found = _gradients(plan, gradients, tail_index, seed)
+    number = _epochs(plan, epochs, found)
+    if trials < 1:
+        raise PlanError(f"Trials must be 1 or more, got {trials}.")
+    if seed < 0:
+        raise PlanError(f"Seed must be 0 or more, got {seed}.")
+    planned = replan(plan, policy or plan.strategy.name, scheme)
+    gathered = Gathered(_BAND_TRIALS)
+    counts = np.zeros(len(plan.table.layers))
+    squares: Values = np.zeros((number, len(plan.table.layers)))
+    size = _trials_at_once(planned, found)
+    chunks = [range(seed + first, seed + min(first + size, trials)) for first in range(0, trials, size)]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        try:
+            for chunk in pool.map(lambda seeds: _replay(planned, found, number, seeds), chunks):
+                gathered.add(chunk.values)
+                counts += chunk.counts
+                squares = chunk.squares
+                if progress is not None:
+                    progress(gathered.trials)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    theory = closed_forms(planned, counts / trials / number, squares)
+    return _report(planned, found, gathered, theory, seed)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What some trials gave.
+
+    Args:
+        values: Name -> ``[trials, epochs]``.
+        counts: Channels drawn, summed over trials and epochs, ``[layers]``.
+        squares: Share of the squared gradient norm that each layer holds, ``[epochs, layers]``.
+    """
+
+    values: Mapping[str, Values]
+    counts: Values
+    squares: Values
+
+
+def _replay(plan: Plan, gradients: Gradients, epochs: int, seeds: Sequence[int]) -> _Chunk:
+    follower, costs = Follower(plan, gradients, len(seeds)), Costs(plan)
+    counts = np.zeros(len(plan.table.layers))
+    rows, squares = [], []
+    for draws in _draws(plan, follower, epochs, seeds):
+        rows.append(follower.add(draws.epoch, draws) | costs.of(draws))
+        counts += draws.counts.sum(axis=0)
+        found = follower.path.layer_squares
+        squares.append(found / (found.sum() or 1.0))
+    values = {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
+    return _Chunk(values, counts, np.array(squares))
+
+
+def _draws(plan: Plan, follower: Follower, epochs: int, seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+    """The draws of every epoch; static ones are made once, and so are those by norms that never change."""
+    rule = STRATEGIES[plan.strategy.name]
+    same = not rule.dynamic or (rule.draw is DrawRule.LARGEST_RGN and follower.path.constant)
+    first = draw_runs(plan, 0, seeds)
+    yield first
+    if same:
+        yield from (replace(first, epoch=epoch) for epoch in range(1, epochs))
+        return
+    sizes = [layer.in_channels for layer in plan.table.layers]
+    seen = ObservedNorms(sizes, plan.strategy.eligible, len(seeds)) if rule.draw is DrawRule.OBSERVED_NORMS else None
+    draws = first
+    for epoch in range(1, epochs):
+        observed = None
+        if seen is not None:
+            seen.see(draws, follower.path.norms)
+            observed = seen.so_far()
+        elif rule.draw is DrawRule.LARGEST_RGN:  # a dense pass before each draw, as the engine makes it
+            follower.path.go_to(epoch)
+            observed = {index: norms[None, :] for index, norms in enumerate(follower.path.norms)}
+        draws = draw_runs(plan, epoch, seeds, observed=observed)
+        yield draws
+
+
+def _gradients(
+    plan: Plan, gradients: "str | Gradients | GradientRecording", tail_index: float | None, seed: int
+) -> Gradients:
+    if tail_index is not None and gradients != HeavyTailedGradients.name:
+        raise PlanError(f"A tail index is for heavy-tailed gradients only, got {tail_index} for others.")
+    if gradients == CalibratedGradients.name:
+        return CalibratedGradients(plan)
+    if gradients == HeavyTailedGradients.name:
+        return HeavyTailedGradients(plan, tail_index, seed)
+    if isinstance(gradients, str):
+        raise PlanError(f"Gradients {gradients!r} are unknown. Known: calibrated, heavy-tailed, or a recording.")
+    return RecordedGradients(gradients, plan) if hasattr(gradients, "sketches") else gradients
+
+
+def _epochs(plan: Plan, epochs: int | None, gradients: Gradients) -> int:
+    number = (gradients.epochs or plan.settings.epochs) if epochs is None else epochs
+    if not 1 <= number <= MOST_EPOCHS:
+        raise PlanError(f"Epochs must be from 1 to {MOST_EPOCHS}, got {number}.")
+    if gradients.epochs is not None and number > gradients.epochs:
+        raise PlanError(
+            f"The recording holds {gradients.epochs} epochs, {number} were asked for. Lower --epochs, or record more "
+            f"with trady-profile --record {number}."
+        )
+    return number
+
+
+def _trials_at_once(plan: Plan, gradients: Gradients) -> int:
+    """As many trials as keep a chunk in bounds: state of each layer that can be drawn, and running sums."""
+    numbers = 0 if gradients.constant else max(len(found) for found in gradients.vectors(0))
+    chosen = plan.strategy.name is Strategy.SOLVER
+    layers = (
+        layer
+        for index, layer in enumerate(plan.table.layers)
+        if (plan.counts[index] if chosen else index in plan.strategy.eligible)
+    )
+    norms = 8 if plan.strategy.name is Strategy.MEDYATE else 0
+    per_trial = sum(layer.in_channels * (4 + 4 * numbers + norms) for layer in layers)
+    return max(_FEWEST_TRIALS, min(_MOST_TRIALS, _CHUNK_BYTES // max(1, per_trial)))
+
+
+def _report(
+    plan: Plan, gradients: Gradients, gathered: Gathered, theory: Mapping[str, Values] | None, seed: int
+) -> SimulationReport:
+    measures = {name: _series(gathered, name, theory) for name in MEASURES if name != "waiting_time"}
+    measures["waiting_time"] = _waiting_time(gathered, theory)
+    used = int(gathered.highest("used_bytes"))
+    lines = [name for name in Lines.model_fields if name != "workspace" or plan.table.gradient_storages is not None]
+    return SimulationReport(
+        policy=plan.strategy.name.value,
+        source=plan.model.source,
+        budget_bytes=plan.settings.budget_bytes,
+        scope=plan.settings.scope.value,
+        epochs=len(gathered.mean("used_bytes")),
+        trials=gathered.trials,
+        seed=seed,
+        gradients=gradients.name,
+        num_layers=len(plan.table.layers),
+        num_eligible=len(plan.strategy.eligible),
+        num_channels=sum(layer.in_channels for layer in plan.table.layers),
+        band_trials=gathered.kept,
+        highest_used_bytes=used,
+        measures={name: measures[name] for name in MEASURES},
+        lines={name: _series(gathered, name, None) for name in lines},
+        notes=_notes(plan, gradients, gathered),
+    )
+
+
+def _series(gathered: Gathered, name: str, theory: Mapping[str, Values] | None) -> Series:
+    form = None if theory is None or name not in theory else _numbers(theory[name])
+    low, high = band(gathered.samples(name))
+    return Series(
+        _numbers(gathered.mean(name)), _numbers(low), _numbers(high), _numbers(gathered.standard_error(name)), form
+    )
+
+
+def _waiting_time(gathered: Gathered, theory: Mapping[str, Values] | None) -> Series:
+    """Epochs waited over channels drawn again, both summed over trials; its error to first order."""
+    waited, repeated = gathered.samples("epochs_waited"), gathered.samples("repeated_channels")
+    mean = _quotient(gathered.mean("epochs_waited"), gathered.mean("repeated_channels"))
+    spread = np.std(waited - mean * repeated, axis=0) / np.sqrt(max(1, gathered.trials))
+    low, high = band(_quotient(waited, repeated))
+    form = None if theory is None else _numbers(_quotient(theory["epochs_waited"], theory["repeated_channels"]))
+    error = _quotient(spread, gathered.mean("repeated_channels"))
+    return Series(_numbers(mean), _numbers(low), _numbers(high), _numbers(error), form)
+
+
+def _quotient(amounts: Values, numbers: Values) -> Values:
+    """``NaN`` where there is nothing to divide by."""
+    return np.divide(amounts, numbers, out=np.full(np.shape(amounts), np.nan), where=numbers > 0)
+
+
+def _numbers(values: Values) -> tuple[float | None, ...]:
+    return tuple(None if np.isnan(value) else float(value) for value in values)
+
+
+def _notes(plan: Plan, gradients: Gradients, gathered: Gathered) -> tuple[str, ...]:
+    notes = []
+    if isinstance(gradients, CalibratedGradients):
+        notes.append(f"Gradients: the plan's norms ({plan.priorities.source.value}), the same in every epoch.")
+    if isinstance(gradients, HeavyTailedGradients):
+        notes.append(f"Gradients: noise alone, tail index {gradients.tail_index:.3g}, of the size of the plan's norms.")
+    if plan.strategy.name is Strategy.SU:
+        notes.append("A plan made with --strategy su holds MIT's channels; others stand in with random ones.")
+    if gathered.kept < gathered.trials:
+        notes.append(f"Bands are of the first {gathered.kept} trials, means of all {gathered.trials}.")
+    return tuple(notes)
