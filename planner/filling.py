@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trady.planner.purse import Flags, Purses
-from trady.planner.random_words import Channels, Words, integers_below
+from trady.planner.random_words import Channels, HalfWords, integers_below
 
 #: Channels asked for between two looks at what still fits.
 _ROUND: Final = 32
@@ -39,7 +39,7 @@ class Pool:
 
 
 def fill_uniformly(
-    purses: Purses, layers: Channels, sizes: Channels, words: Callable[[Channels, int, int], Words]
+    purses: Purses, layers: Channels, sizes: Channels, words: Callable[[Channels, int, int], HalfWords]
 ) -> None:
     """Take channels uniformly at random from those that are left in layers that are open, until none fits.
 
@@ -70,7 +70,7 @@ def fill_uniformly(
 
 
 def _fill_round(
-    purses: Purses, layers: Channels, runs: Channels, is_open: Flags, weights: Channels, words: Words
+    purses: Purses, layers: Channels, runs: Channels, is_open: Flags, weights: Channels, words: HalfWords
 ) -> None:
     ends = np.cumsum(weights, axis=1)
     starts, totals = ends - weights, ends[:, -1].astype(np.uint64)

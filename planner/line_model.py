@@ -111,7 +111,7 @@ class LineModel:
         }
 
     def all_lines(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> dict[str, Bytes]:
-        """The same and the workspace, which makes the lines add up to the peak; without it where the peak is unknown."""
+        """The same and, where the peak is known, the workspace, with which the lines add up to it."""
         lines = dict(self.lines(counts, stored, indexed))
         if self._table.gradient_storages is not None:
             rest = sum(lines.values(), start=np.zeros(len(counts), dtype=np.int64))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words: TypeAlias = NDArray[np.uint64]
+HalfWords: TypeAlias = NDArray[np.uint32]
 Channels: TypeAlias = NDArray[np.int64]
 
 _HALF: Final = np.uint64(32)
@@ -37,25 +38,43 @@ def words_of_runs(seeds: Sequence[int], epoch: int, stream: int, count: int, fir
         first: Words of the stream to leave out, a multiple of 4.
 
     Returns:
-        ``[count, runs]``.
+        ``[runs, count]``.
     """
     generator = np.random.Philox(key=0)
     words = np.empty((len(seeds), count), dtype=np.uint64)
     counter = np.array([first // 4, 0, stream, epoch], dtype=np.uint64)
-    state = generator.state
+    inner = {"counter": counter, "key": np.zeros(2, dtype=np.uint64)}
+    state = generator.state | {"state": inner}
     for run, seed in enumerate(seeds):
-        key = np.array([seed & _LOW_64_BITS, seed >> 64], dtype=np.uint64)
-        generator.state = state | {"state": {"counter": counter, "key": key}}
+        inner["key"][:] = seed & _LOW_64_BITS, seed >> 64
+        generator.state = state
         words[run] = generator.random_raw(count)
-    return np.ascontiguousarray(words.T)
+    return words
 
 
-def integers_below(words: Words, bounds: NDArray[np.uint64] | np.uint64) -> Channels:
-    """Uniform integers from 0 to ``bounds - 1``, from the words' upper halves.
+def half_words_of_runs(seeds: Sequence[int], epoch: int, stream: int, count: int, first: int = 0) -> HalfWords:
+    """Words of 32 bits, the lower half of each longer one first.
+
+    Args:
+        seeds: One for each run.
+        epoch: The epoch.
+        stream: The purpose.
+        count: Words for each run.
+        first: Words of the stream to leave out, a multiple of 8.
+
+    Returns:
+        ``[count, runs]``.
+    """
+    whole = words_of_runs(seeds, epoch, stream, -(-count // 2), first // 2)
+    return np.ascontiguousarray(whole.astype("<u8", copy=False).view("<u4").T[:count])
+
+
+def integers_below(words: HalfWords, bounds: NDArray[np.uint64]) -> Channels:
+    """Uniform integers from 0 to ``bounds - 1``.
 
     A bound of 2**12 makes no value likelier than another by more than one part in 2**20.
     """
-    return ((words >> _HALF) * bounds >> _HALF).astype(np.int64)
+    return (words * bounds >> _HALF).astype(np.int64)
 
 
 def unit_interval(words: Words) -> NDArray[np.float64]:
@@ -63,7 +82,7 @@ def unit_interval(words: Words) -> NDArray[np.float64]:
     return ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
 
 
-def distinct_channels(words: Words, in_channels: int) -> Channels:
+def distinct_channels(words: HalfWords, in_channels: int) -> Channels:
     """The first channels of a uniform permutation in many runs: a draw without repetition, one word for each channel.
 
     Args:

@@ -10,7 +10,7 @@ from trady.planner.errors import StrategyError
 from trady.planner.options import Strategy, choose
 from trady.planner.plan import NOT_SOLVED, Plan, StrategyRecord
 from trady.planner.priorities import LayerPriority
-from trady.planner.random_words import distinct_channels, words_of_runs
+from trady.planner.random_words import distinct_channels, half_words_of_runs
 from trady.planner.schedule import draw
 from trady.planner.schemes import scheme_ratios
 from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, eligible_layers, scheme_counts
@@ -132,7 +132,7 @@ def _scheme_record(plan: Plan, scheme: Mapping[str, float] | str | None) -> Stra
     eligible = tuple(index for index, count in enumerate(counts) if count)
     channels = {}
     for index in eligible:
-        words = words_of_runs([index], 0, _SCHEME_STREAM, counts[index])
+        words = half_words_of_runs([index], 0, _SCHEME_STREAM, counts[index])
         drawn = distinct_channels(words, table.layers[index].in_channels)[:, 0]
         channels[table.layers[index].name] = tuple(sorted(drawn.tolist()))
     return StrategyRecord(name=Strategy.SU, eligible=eligible, fixed_channels=channels)

@@ -16,7 +16,14 @@ from trady.planner.filling import Pool, fill_in_order, fill_uniformly, moved_tog
 from trady.planner.ledger import CostTable, Ledger
 from trady.planner.line_model import Bytes
 from trady.planner.purse import Purses
-from trady.planner.random_words import Channels, distinct_channels, unit_interval, words_of_runs
+from trady.planner.random_words import (
+    Channels,
+    HalfWords,
+    distinct_channels,
+    half_words_of_runs,
+    unit_interval,
+    words_of_runs,
+)
 from trady.planner.strategies import STRATEGIES, DrawRule
 
 if TYPE_CHECKING:
@@ -170,20 +177,20 @@ class _Drawer:
         """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
         stored = self._lines.most_of_groups(counts)
         most, starts = stored.max(axis=0), np.cumsum(stored, axis=1) - stored
-        words = self._words(_CHANNEL_STREAM, int(stored.sum(axis=1).max()))
+        words = half_words_of_runs(self._seeds, self._epoch, _CHANNEL_STREAM, int(stored.sum(axis=1).max()))
         orders: dict[int, Channels] = {}
         channels = {}
         for index in np.flatnonzero(counts.any(axis=0)).tolist():
             layer = self._table.layers[index]
             if layer.group not in orders:
-                steps = np.arange(most[layer.group])[:, None]
-                places = np.minimum(starts[:, layer.group] + steps, len(words) - 1)
-                own = np.take_along_axis(words, places, axis=0)
+                own = _words_from(words, starts[:, layer.group], int(most[layer.group]))
                 orders[layer.group] = distinct_channels(own, layer.in_channels)
             drawn = counts[:, index]
             found = orders[layer.group][: drawn.max()]
-            beyond = np.arange(len(found))[:, None] >= drawn
-            channels[index] = np.where(beyond, layer.in_channels, found)
+            if drawn.min() < len(found):
+                beyond = np.arange(len(found))[:, None] >= drawn
+                found = np.where(beyond, layer.in_channels, found)
+            channels[index] = found
         return channels, stored, stored
 
     def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
@@ -241,7 +248,8 @@ class _Drawer:
         largest = np.where(unseen, -np.inf, norms).max(axis=1, keepdims=True)
         largest = np.where(unseen.all(axis=1, keepdims=True), 1.0, largest)
         weights = np.maximum(np.where(unseen, largest, norms), _LEAST_WEIGHT)
-        keys: Norms = weights / -np.log(unit_interval(self._words(_WEIGHT_STREAM, norms.shape[1]).T))
+        words = words_of_runs(self._seeds, self._epoch, _WEIGHT_STREAM, norms.shape[1])
+        keys: Norms = weights / -np.log(unit_interval(words))
         return keys
 
     def unions(self, counts: Bytes, channels: Mapping[int, Channels]) -> tuple[Bytes, Bytes]:
@@ -292,12 +300,17 @@ class _Drawer:
         number = len(self._seeds) if runs is None else runs
         return Purses(self._table, settings.scope, settings.budget_bytes, number, nested=nested)
 
-    def _fill_words(self, runs: Channels, first: int, count: int) -> NDArray[np.uint64]:
+    def _fill_words(self, runs: Channels, first: int, count: int) -> HalfWords:
         seeds = [self._seeds[run] for run in runs.tolist()]
-        return words_of_runs(seeds, self._epoch, _FILL_STREAM, count, first)
+        return half_words_of_runs(seeds, self._epoch, _FILL_STREAM, count, first)
 
-    def _words(self, stream: int, count: int) -> NDArray[np.uint64]:
-        return words_of_runs(self._seeds, self._epoch, stream, count)
+
+def _words_from(words: HalfWords, starts: Channels, count: int) -> HalfWords:
+    """``[count, runs]`` words of each run from its own start; what lies beyond the last word repeats it."""
+    if (starts == starts[0]).all():
+        return words[starts[0] : starts[0] + count]
+    places = np.minimum(starts + np.arange(count)[:, None], len(words) - 1)
+    return np.take_along_axis(words, places, axis=0)
 
 
 def _observed_in_one_run(plan: "Plan", observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:

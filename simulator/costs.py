@@ -8,6 +8,7 @@ from trady.planner.plan import Plan
 from trady.planner.schedule import ChannelDraws
 from trady.simulator.gathering import Values
 
+
 class Costs:
     """Prices the draws of a plan.
 

@@ -164,7 +164,9 @@ class Follower:
         """Layers drawn before but not now: the full gradient went on there."""
         if self.path.constant:
             return np.zeros(self._trials)
-        left = [found.pass_by(self.path, index) for index, found in self._followed.items() if index not in draws.channels]
+        left = [
+            found.pass_by(self.path, index) for index, found in self._followed.items() if index not in draws.channels
+        ]
         return np.sum(left, axis=0) if left else np.zeros(self._trials)
 
     def _layer(self, index: int) -> Followed:

@@ -1,7 +1,8 @@
 """Gradients to replay: what every channel's gradient is in each epoch, the same for all trials."""
 
 import math
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ _GAUSSIAN: Final = 2.0
 _NOISE_STREAM: Final = 2**33
 
 
-class Gradients(Protocol):
+class Gradients(ABC):
     """One vector for each channel of a plan's table and epoch.
 
     Attributes:
@@ -29,17 +30,23 @@ class Gradients(Protocol):
     """
 
     name: str
-    constant: bool
-    epochs: int | None
+    constant: bool = False
+    epochs: int | None = None
 
+    @abstractmethod
     def vectors(self, epoch: int) -> list[Vectors]:
         """For each layer ``[numbers, channels]``: inner products of the columns are those of the gradients."""
 
+    @abstractmethod
     def norms(self, epoch: int) -> list[Vectors]:
         """For each layer ``[channels]``: the norm a run would observe."""
 
+    @abstractmethod
+    def __str__(self) -> str:
+        """What a report says of them."""
 
-class CalibratedGradients:
+
+class CalibratedGradients(Gradients):
     """The plan's own norms, in a direction of each channel that never changes: all signal, no noise.
 
     Args:
@@ -48,10 +55,13 @@ class CalibratedGradients:
 
     name = "calibrated"
     constant = True
-    epochs = None
 
     def __init__(self, plan: Plan) -> None:
         self._norms = [np.array(plan.channel_norms(index)) for index in range(len(plan.table.layers))]
+        self._source = plan.priorities.source.value
+
+    def __str__(self) -> str:
+        return f"the plan's norms ({self._source}), the same in every epoch"
 
     def vectors(self, epoch: int) -> list[Vectors]:
         """The norms as one number for each channel."""
@@ -62,7 +72,7 @@ class CalibratedGradients:
         return self._norms
 
 
-class HeavyTailedGradients:
+class HeavyTailedGradients(Gradients):
     """Symmetric alpha-stable noise whose mean size is the plan's norm: all noise, no signal.
 
     Each channel and epoch has one number of its own, ``norm * x`` with ``E|x| = 1``.
@@ -80,8 +90,6 @@ class HeavyTailedGradients:
     """
 
     name = "heavy-tailed"
-    constant = False
-    epochs = None
 
     def __init__(self, plan: Plan, tail_index: float | None = None, seed: int = 0) -> None:
         found = plan.priorities.tail_index if tail_index is None else tail_index
@@ -98,6 +106,9 @@ class HeavyTailedGradients:
         self._seed = seed
         self._norms = [np.array(plan.channel_norms(index)) for index in range(len(plan.table.layers))]
 
+    def __str__(self) -> str:
+        return f"noise alone of the size of the plan's norms, tail index {self.tail_index:.3g}"
+
     def vectors(self, epoch: int) -> list[Vectors]:
         """One number for each channel."""
         sizes = [len(norms) for norms in self._norms]
@@ -111,7 +122,7 @@ class HeavyTailedGradients:
         return [np.abs(vectors[0]) for vectors in self.vectors(epoch)]
 
 
-class RecordedGradients:
+class RecordedGradients(Gradients):
     """What ``trady-profile --record`` kept of a real fine-tuning: norms, and sketches of the mean gradients.
 
     Args:
@@ -123,15 +134,17 @@ class RecordedGradients:
     """
 
     name = "recorded"
-    constant = False
 
     def __init__(self, recording: "GradientRecording", plan: Plan) -> None:
         recording.check_fits(plan)
-        self.epochs: int | None = recording.epochs
+        self.epochs, self._origin = recording.epochs, recording.origin
         places = {name: place for place, name in enumerate(recording.layers)}
         rows = [places[layer.name] for layer in plan.table.layers]
         self._norms = [recording.norms[row] for row in rows]
         self._sketches = [recording.sketches[row] for row in rows]
+
+    def __str__(self) -> str:
+        return f"{self.epochs} epochs recorded on {self._origin}"
 
     def vectors(self, epoch: int) -> list[Vectors]:
         """The sketches of the epoch's mean gradients."""

@@ -39,7 +39,7 @@ def simulate(
     epochs: int | None = None,
     trials: int = 1000,
     seed: int = 0,
-    gradients: "str | Gradients | GradientRecording" = "calibrated",
+    gradients: "str | Gradients | GradientRecording" = CalibratedGradients.name,
     tail_index: float | None = None,
     scheme: Mapping[str, float] | str | None = None,
     workers: int | None = None,
@@ -152,13 +152,13 @@ def _gradients(
 ) -> Gradients:
     if tail_index is not None and gradients != HeavyTailedGradients.name:
         raise PlanError(f"A tail index is for heavy-tailed gradients only, got {tail_index} for others.")
-    if gradients == CalibratedGradients.name:
-        return CalibratedGradients(plan)
-    if gradients == HeavyTailedGradients.name:
-        return HeavyTailedGradients(plan, tail_index, seed)
     if isinstance(gradients, str):
+        if gradients == CalibratedGradients.name:
+            return CalibratedGradients(plan)
+        if gradients == HeavyTailedGradients.name:
+            return HeavyTailedGradients(plan, tail_index, seed)
         raise PlanError(f"Gradients {gradients!r} are unknown. Known: calibrated, heavy-tailed, or a recording.")
-    return RecordedGradients(gradients, plan) if hasattr(gradients, "sketches") else gradients
+    return gradients if isinstance(gradients, Gradients) else RecordedGradients(gradients, plan)
 
 
 def _epochs(plan: Plan, epochs: int | None, gradients: Gradients) -> int:
@@ -235,7 +235,8 @@ def _waiting_time(gathered: Gathered, theory: Mapping[str, Values] | None) -> Se
 
 def _quotient(amounts: Values, numbers: Values) -> Values:
     """``NaN`` where there is nothing to divide by."""
-    return np.divide(amounts, numbers, out=np.full(np.shape(amounts), np.nan), where=numbers > 0)
+    quotient: Values = np.divide(amounts, numbers, out=np.full(np.shape(amounts), np.nan), where=numbers > 0)
+    return quotient
 
 
 def _numbers(values: Values) -> tuple[float | None, ...]:
@@ -243,11 +244,7 @@ def _numbers(values: Values) -> tuple[float | None, ...]:
 
 
 def _notes(plan: Plan, gradients: Gradients, gathered: Gathered) -> tuple[str, ...]:
-    notes = []
-    if isinstance(gradients, CalibratedGradients):
-        notes.append(f"Gradients: the plan's norms ({plan.priorities.source.value}), the same in every epoch.")
-    if isinstance(gradients, HeavyTailedGradients):
-        notes.append(f"Gradients: noise alone, tail index {gradients.tail_index:.3g}, of the size of the plan's norms.")
+    notes = [f"Gradients: {gradients}."]
     if plan.strategy.name is Strategy.SU:
         notes.append("A plan made with --strategy su holds MIT's channels; others stand in with random ones.")
     if gathered.kept < gathered.trials:
