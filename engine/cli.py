@@ -13,10 +13,10 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from trady.planner.commands import CONTEXT
 from trady.planner.errors import TradyError
 from trady.planner.options import DType, OptimizerKind
 
-_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 _AMP: Final = [DType.BFLOAT16.value, DType.FLOAT16.value, "none"]
 #: What may stand beside --resume: everything else is in the run's folder.
 _WITH_RESUME: Final = frozenset(("resume", "trust_pickle", "as_json"))
@@ -41,7 +41,7 @@ class _DrawEvery(click.ParamType[Any]):
         return steps
 
 
-@click.command("trady-train", context_settings=_CONTEXT)
+@click.command("trady-train", context_settings=CONTEXT)
 @click.argument("plan", required=False, type=click.Path(path_type=Path))
 @click.argument("model", required=False)
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with the run in this folder.")
@@ -108,7 +108,7 @@ def train_command(
         _train(resume, output, as_json, trust_pickle, options)
 
 
-@click.command("trady-verify", context_settings=_CONTEXT)
+@click.command("trady-verify", context_settings=CONTEXT)
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model", required=False)
 @click.option("--data", metavar="SOURCE", help="Labelled data for the batch; made up by default.")

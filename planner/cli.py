@@ -1,26 +1,20 @@
 """``trady-plan`` and ``trady-profile``: results on stdout, progress and notes on stderr."""
 
 import json
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
-from trady.planner.errors import TradyError
-from trady.planner.files import check_writable
+from trady.planner.commands import CONTEXT, check_outputs, errors_told, output_path, read_scheme, stages, tell_written
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
 from trady.planner.units import parse_bytes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 _FLOATS = [kind.value for kind in DType if kind is not DType.INT8]
-_OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 
 def _values(kind: Any) -> click.Choice[str]:
@@ -75,7 +69,7 @@ def step_options(command: Command) -> Command:
     return command
 
 
-@click.command("trady-plan", context_settings=_CONTEXT)
+@click.command("trady-plan", context_settings=CONTEXT)
 @model_options
 @step_options
 @click.option("--budget", required=True, metavar="SIZE", help="Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.")
@@ -94,11 +88,11 @@ def step_options(command: Command) -> Command:
 @click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]")
 @click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer.")
 @click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'.")
-@click.option("-o", "--output", type=_OUTPUT, help="Write the plan (JSON).")
+@click.option("-o", "--output", type=output_path(), help="Write the plan (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON instead of tables.")
-@click.option("--plot", type=_OUTPUT, help="Draw bytes by layer with RGN beside (.png, .svg).")
-@click.option("--graph", type=_OUTPUT, help="Save the traced graph (.json, .graphml).")
-@click.option("--draw", type=_OUTPUT, help="Draw the network, coloured by what it keeps (.svg, .png).")
+@click.option("--plot", type=output_path(), help="Draw bytes by layer with RGN beside (.png, .svg).")
+@click.option("--graph", type=output_path(), help="Save the traced graph (.json, .graphml).")
+@click.option("--draw", type=output_path(), help="Draw the network, coloured by what it keeps (.svg, .png).")
 def plan_command(**options: Any) -> None:
     """Plan what of MODEL to fine-tune within a budget of bytes.
 
@@ -107,13 +101,13 @@ def plan_command(**options: Any) -> None:
 
     Example: trady-plan --budget 256KB --data photos/ -o plan.json torchvision:mobilenet_v2
     """
-    with _errors_told():
+    with errors_told():
         _plan(**options)
 
 
-@click.command("trady-profile", context_settings=_CONTEXT)
+@click.command("trady-profile", context_settings=CONTEXT)
 @model_options
-@click.option("-o", "--output", type=_OUTPUT, help="Write the priorities (JSON).")
+@click.option("-o", "--output", type=output_path(), help="Write the priorities (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print the priorities as JSON instead of a table.")
 @click.option("--macs", is_flag=True, help="Count forward multiply-adds with fvcore beside our rule.")
 def profile_command(**options: Any) -> None:
@@ -121,7 +115,7 @@ def profile_command(**options: Any) -> None:
 
     Example: trady-profile --data photos/ -o priorities.json torchvision:mobilenet_v2
     """
-    with _errors_told():
+    with errors_told():
         _profile(**options)
 
 
@@ -139,7 +133,7 @@ def _plan(
     **options: Any,
 ) -> None:
     parse_bytes(budget)
-    _check_outputs(output, plot, graph, draw)
+    check_outputs(output, plot, graph, draw)
     _check_figures(plot, graph, draw)
     from trady.planner.planning import make_plan
     from trady.planner.priorities import Priorities
@@ -148,9 +142,9 @@ def _plan(
     from trady.planner.tracing import trace
 
     known = None if priorities is None else Priorities.load(priorities)
-    ratios = _read_scheme(scheme)
+    ratios = read_scheme(scheme)
     model_kwargs, plan_kwargs = _split(options)
-    with _stages() as say:
+    with stages() as say:
         prepared, measure = _prepared(say, norm=plan_kwargs["norm"], **model_kwargs)
         loaded = prepared.loaded
         step = {name: plan_kwargs.pop(name) for name in ("norm", "dtype", "amp", "device", "memory_format")}
@@ -185,14 +179,14 @@ def _plan(
         click.echo(json.dumps(summary_json(plan), indent=1))
     else:
         Console().print(plan_report(plan))
-    _tell_written(output, plot, graph, draw)
+    tell_written(output, plot, graph, draw)
 
 
 def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) -> None:
-    _check_outputs(output)
+    check_outputs(output)
     from trady.planner.reports import priorities_report
 
-    with _stages() as say:
+    with stages() as say:
         prepared, measure = _prepared(say, **options)
         found = _synthetic(prepared, say) if measure is None else measure()
         counted = _count_macs(prepared) if macs else None
@@ -204,7 +198,7 @@ def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) 
         Console().print(priorities_report(found))
     if counted is not None:
         Console(stderr=as_json).print("", counted)
-    _tell_written(output)
+    tell_written(output)
 
 
 def _prepared(
@@ -273,16 +267,6 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def _read_scheme(scheme: str | None) -> dict[str, float] | str | None:
-    if scheme is None or not scheme.endswith(".json"):
-        return scheme
-    try:
-        found = json.loads(Path(scheme).read_text())
-        return {str(name): float(ratio) for name, ratio in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise TradyError(f"Scheme {scheme} is no JSON object of layer names and ratios: {error}.") from error
-
-
 def _write_figures(plan: Any, traced: Any, plot: Path | None, graph: Path | None, draw: Path | None) -> None:
     if plot is None and graph is None and draw is None:
         return
@@ -306,46 +290,8 @@ def _check_figures(plot: Path | None, graph: Path | None, draw: Path | None) -> 
         check_graph_path(graph)
 
 
-def _check_outputs(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None:
-            check_writable(path)
-
-
-def _tell_written(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None:
-            click.echo(f"Wrote {path}", err=True)
-
-
 def _tell_skipped(data: Any) -> None:
     skipped = getattr(data, "skipped", ())
     if skipped:
         names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
         click.echo(f"Note: {len(skipped)} unreadable items were skipped: {names}", err=True)
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done: a spinner on a terminal, lines in a log."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: click.echo(f"{text} ...", err=True)
-        return
-    with console.status("Starting") as status:
-        yield lambda text: status.update(text)
-
-
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """Tell what the user can mend in one message and exit with 1; Ctrl-C leaves no half file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
-            yield
-    except TradyError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("Interrupted: nothing was written.", err=True)
-        sys.exit(130)

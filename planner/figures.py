@@ -14,7 +14,7 @@ from trady.planner.errors import TradyError
 from trady.planner.files import check_writable, write_atomically
 from trady.planner.module_graphs import MODEL, Place, layered_places, module_graph
 from trady.planner.plan import Plan
-from trady.planner.reports import format_share, shorten
+from trady.planner.report_parts import format_share, shorten
 from trady.planner.summary import PlanFigures, layer_rgn, plan_figures
 from trady.planner.units import format_bytes
 

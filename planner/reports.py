@@ -4,18 +4,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Lines
 from trady.planner.options import DType, Scope
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
+from trady.planner.report_parts import format_count, format_share, headed_table, heading, item, shorten
 from trady.planner.strategies import STRATEGIES, TOP_SHARE, DrawRule
 from trady.planner.summary import ChosenLayer, PlanFigures, plan_figures
 from trady.planner.units import format_bytes
@@ -30,7 +29,6 @@ _WIDE: Final = 104
 _BAR: Final = 10
 _GAP: Final = 2
 _LEAST_NAME: Final = 12
-_JUSTIFY: Final[Mapping[str, Literal["left", "center", "right"]]] = {"<": "left", "^": "center", ">": "right"}
 
 
 def plan_report(plan: Plan) -> RenderableType:
@@ -39,69 +37,41 @@ def plan_report(plan: Plan) -> RenderableType:
     return Group(
         _headline(plan, figures),
         "",
-        _heading("Ledger"),
+        heading("Ledger"),
         _ledger_table(plan, figures),
         "",
-        _heading(_layers_heading(figures)),
+        heading(_layers_heading(figures)),
         _LayerTable(figures.layers),
         Text(_value_note(plan), style="dim"),
         "",
-        _heading(f"Saved, against fine-tuning all channels of the {len(plan.table.layers)} layers"),
+        heading(f"Saved, against fine-tuning all channels of the {len(plan.table.layers)} layers"),
         _savings_table(figures),
         "",
-        _heading("To know"),
-        *(_item(text) for text in _remarks(plan)),
+        heading("To know"),
+        *(item(text) for text in _remarks(plan)),
     )
 
 
 def priorities_report(priorities: Priorities) -> RenderableType:
     """Layers by RGN, with the mark at which the paper's top-K ends."""
     top = len(priorities.top(TOP_SHARE))
-    heading = Text.assemble(
+    title = Text.assemble(
         (f"Priorities of {_count(len(priorities.layers), 'layer')}", "bold"),
         f": {top} hold {100 * TOP_SHARE:.0f} % of the RGN (the paper's top-K).",
     )
     source = _source(priorities.source, priorities.origin, priorities.num_batches, priorities.tail_index)
-    return Group(heading, Text(f"Source: {source}"), "", _RankTable(priorities, top))
+    return Group(title, Text(f"Source: {source}"), "", _RankTable(priorities, top))
 
 
 def macs_report(counted: "ForwardMacs") -> RenderableType:
     """Forward multiply-adds of one sample by kind of operation, and who counted them."""
-    table = _table(("kind of operation", "<"), ("forward MACs", ">"), ("counted by", "<"))
+    table = headed_table(("kind of operation", "<"), ("forward MACs", ">"), ("counted by", "<"))
     for kind, macs in counted.macs.items():
         table.add_row(kind.value, format_count(macs), counted.sources[kind].value)
     table.add_section()
     table.add_row("all", format_count(counted.total), "")
-    notes = [_item(f"Not counted, its kernel is opaque: {name}") for name in counted.uncounted]
-    return Group(_heading("Forward multiply-adds of one sample"), table, *notes)
-
-
-def format_share(share: float, digits: int = 2) -> str:
-    """A share in percent, never rounded to nothing or to all: ``"99.98 %"``, ``"< 0.01 %"``."""
-    least = 10.0**-digits
-    percent = 100 * share
-    if 0 < percent < least:
-        return f"< {least:.{digits}f} %"
-    if 100 - least < percent < 100:
-        return f"> {100 - least:.{digits}f} %"
-    return f"{percent:.{digits}f} %"
-
-
-def format_count(count: int) -> str:
-    """A count, to the unit below 10,000: ``"9,999"``, ``"6.8 M"``."""
-    if abs(count) < 10_000:
-        return f"{count:,}"
-    value, unit = count / 1e3, "k"
-    for larger in ("M", "G", "T", "P"):
-        if abs(value) < 999.95:
-            break
-        value, unit = value / 1e3, larger
-    return f"{value:.1f} {unit}"
-
-
-def shorten(name: str, width: int) -> str:
-    """A module path without its beginning where it is too long: its end tells layers apart."""
-    return name if len(name) <= width else "..." + name[-max(1, width - 3) :]
+    notes = [item(f"Not counted, its kernel is opaque: {name}") for name in counted.uncounted]
+    return Group(heading("Forward multiply-adds of one sample"), table, *notes)
 
 
 def _headline(plan: Plan, figures: PlanFigures) -> RenderableType:
@@ -152,7 +122,9 @@ def _step_line(plan: Plan) -> str:
 
 
 def _ledger_table(plan: Plan, figures: PlanFigures) -> RenderableType:
-    table = _table(("line", "<"), ("plan", ">"), *((scope.value, "^") for scope in Scope), ("full fine-tuning", ">"))
+    table = headed_table(
+        ("line", "<"), ("plan", ">"), *((scope.value, "^") for scope in Scope), ("full fine-tuning", ">")
+    )
     dense = {
         "gradients": format_bytes(plan.table.dense_gradient_bytes),
         "saved_activations": format_bytes(plan.table.dense_saved_bytes) + "*",
@@ -208,7 +180,7 @@ class _LayerTable:
             for layer in shown
         ]
         width = _room_for_names(options, heads, cells, with_bar=True)
-        table = _table(("layer", "<"), ("kind", "<"), *((name, ">") for name in heads[1:]), ("", "<"))
+        table = headed_table(("layer", "<"), ("kind", "<"), *((name, ">") for name in heads[1:]), ("", "<"))
         most = max((layer.value_share for layer in shown), default=0.0)
         for layer, row in zip(shown, cells, strict=True):
             table.add_row(shorten(layer.name, width), *row, _bar(layer.value_share, most))
@@ -241,7 +213,7 @@ def _value_note(plan: Plan) -> str:
 
 
 def _savings_table(figures: PlanFigures) -> RenderableType:
-    table = _table(("", "<"), ("saved", ">"), ("plan", ">"), ("all", ">"), ("", "<"))
+    table = headed_table(("", "<"), ("saved", ">"), ("plan", ">"), ("all", ">"), ("", "<"))
     rows = (
         ("activation sparsity", figures.activation_elements, "elements a sample"),
         ("weight-derivative sparsity", figures.weight_grad_elements, "elements"),
@@ -312,7 +284,9 @@ class _RankTable:
             for rank, (layer, share) in enumerate(zip(ranked[:MOST_ROWS], held, strict=False), start=1)
         ]
         width = _room_for_names(options, heads, cells, with_bar=wide)
-        table = _table(("rank", ">"), ("layer", "<"), *((name, ">") for name in (*heads[1:], *([""] if wide else []))))
+        table = headed_table(
+            ("rank", ">"), ("layer", "<"), *((name, ">") for name in (*heads[1:], *([""] if wide else [])))
+        )
         for rank, (layer, row) in enumerate(zip(ranked, cells, strict=False), start=1):
             bar = [_bar(layer.rgn, ranked[0].rgn)] if wide else []
             table.add_row(row[0], shorten(layer.name, width), *row[1:], *bar, end_section=rank == self.top)
@@ -321,14 +295,6 @@ class _RankTable:
             yield Text(f"The rule after rank {self.top} is the {100 * TOP_SHARE:.0f} % mark.", style="dim")
         if len(ranked) > MOST_ROWS:
             yield f"and {len(ranked) - MOST_ROWS} more layers of smaller RGN"
-
-
-def _table(*columns: tuple[str, str]) -> Table:
-    """A table with a rule under its head; columns are ``(name, "<", "^" or ">")``."""
-    table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for name, side in columns:
-        table.add_column(name, justify=_JUSTIFY[side], no_wrap=True, overflow="crop")
-    return table
 
 
 def _room_for_names(
@@ -354,14 +320,3 @@ def _bytes_or_not(num_bytes: int | None) -> str:
 
 def _count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def _heading(text: str) -> RenderableType:
-    return Text(text, style="bold cyan")
-
-
-def _item(text: str) -> RenderableType:
-    """A paragraph with a dash before it; the text is shown as it is, never as markup."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row("-", Text(text))
-    return grid

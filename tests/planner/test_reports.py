@@ -14,7 +14,8 @@ from torch import nn
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
 from trady.planner.priorities import LayerPriority, Priorities, PrioritySource
-from trady.planner.reports import MOST_ROWS, format_count, format_share, plan_report, priorities_report, shorten
+from trady.planner.report_parts import format_count, format_share, shorten
+from trady.planner.reports import MOST_ROWS, plan_report, priorities_report
 from trady.planner.summary import plan_figures, summary_json
 
 

@@ -1,0 +1,189 @@
+"""``trady-simulate``: results on stdout, progress and notes on stderr."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from rich.console import Console
+
+from trady.planner.commands import CONTEXT, check_outputs, errors_told, output_path, read_scheme, tell_written
+from trady.planner.errors import PlanError, StrategyError
+from trady.planner.options import Strategy, choose
+
+if TYPE_CHECKING:
+    from trady.planner.gradient_recordings import GradientRecording
+    from trady.planner.plan import Plan
+    from trady.simulator.outcomes import SimulationReport
+
+_GRADIENTS: Final = ["calibrated", "heavy-tailed"]
+
+
+@click.command("trady-simulate", context_settings=CONTEXT)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--policy", metavar="NAMES", help="Strategies to replay at the plan's budget, with commas.  [default: its]")
+@click.option("--epochs", type=int, help="Epochs to replay.  [default: the plan's, or the recording's]")
+@click.option("--trials", type=int, default=1000, help="Runs to replay, with seeds from --seed on.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the first run.")
+@click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
+@click.option("--gradients", type=click.Choice(_GRADIENTS), default="calibrated", help="What the full gradient is.")
+@click.option("--tail-index", type=float, help="Alpha of heavy-tailed gradients.  [default: the calibration's]")
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Recorded gradients (trady-profile --record): the first is replayed, --figures compares all.",
+)
+@click.option("--plot", type=output_path(), help="Draw the replay, epoch by epoch (.png, .svg).")
+@click.option("--timeline", type=output_path(), help="Draw the bytes over one training step (.png, .svg).")
+@click.option("--figures", type=click.Path(file_okay=False, path_type=Path), help="Folder for the paper's observations.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: one for each processor]")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
+def simulate_command(
+    plan: Path,
+    policy: str | None,
+    scheme: str | None,
+    gradients: str,
+    traces: tuple[Path, ...],
+    plot: Path | None,
+    timeline: Path | None,
+    figures: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Replay the draws of PLAN before anyone trains: what they touch, when, at what cost, how good their gradient is.
+
+    Every trial draws what a training run with its seed draws, by the same function. The model is not needed.
+
+    Example: trady-simulate plan.json --policy solver,trady,s-topk-random --trials 1000 --plot replay.png
+    """
+    with errors_told():
+        check_outputs(plot, timeline)
+        _check_figures(plot, timeline, figures)
+        from trady.planner.plan import Plan
+
+        loaded = Plan.load(plan)
+        policies = _policies(policy, scheme, loaded)
+        recordings = _recordings(traces, gradients, loaded)
+        followed = recordings[0] if recordings else gradients
+        reports = _replays(loaded, policies, read_scheme(scheme), gradients=followed, **options)
+        written = _draw(loaded, reports, recordings, plot, timeline, figures, options["seed"])
+        if as_json:
+            click.echo(json.dumps(_document(loaded, reports, recordings, options["seed"]), indent=1))
+        else:
+            _print(loaded, reports, recordings)
+        tell_written(*written)
+
+
+def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | None) -> None:
+    """Fail before the work: a suffix nobody can draw, or no matplotlib."""
+    if plot is None and timeline is None and figures is None:
+        return
+    from trady.planner.drawing import check_drawing
+
+    for path in (plot, timeline):
+        check_drawing(path)
+
+
+def _policies(policy: str | None, scheme: str | None, plan: "Plan") -> list[Strategy]:
+    names = [plan.strategy.name.value] if policy is None else [name.strip() for name in policy.split(",")]
+    policies = list(dict.fromkeys(choose(Strategy, name, "Policy") for name in names))
+    if scheme is not None and Strategy.SU not in policies:
+        raise StrategyError("A scheme is for policy 'su'. Add su to --policy, or leave out --scheme.")
+    return policies
+
+
+def _recordings(traces: Sequence[Path], gradients: str, plan: "Plan") -> list["GradientRecording"]:
+    if not traces:
+        return []
+    if gradients != "calibrated":
+        raise PlanError(f"Gradients are either recorded (--trace) or {gradients} (--gradients). Leave one of them out.")
+    from trady.planner.gradient_recordings import GradientRecording
+
+    recordings = [GradientRecording.load(path) for path in traces]
+    for recording in recordings:
+        recording.check_fits(plan)
+    return recordings
+
+
+def _replays(
+    plan: "Plan", policies: Sequence[Strategy], scheme: Mapping[str, float] | str | None, **options: Any
+) -> list["SimulationReport"]:
+    from trady.simulator.replay import simulate
+
+    reports = []
+    for policy in policies:
+        own_scheme = scheme if policy is Strategy.SU else None
+        with _progress(policy.value, options["trials"]) as progress:
+            reports.append(simulate(plan, policy=policy, scheme=own_scheme, progress=progress, **options))
+    return reports
+
+
+def _draw(
+    plan: "Plan",
+    reports: Sequence["SimulationReport"],
+    recordings: Sequence["GradientRecording"],
+    plot: Path | None,
+    timeline: Path | None,
+    figures: Path | None,
+    seed: int,
+) -> list[Path]:
+    written: list[Path] = []
+    if plot is not None:
+        from trady.simulator.figures import plot_replay
+
+        plot_replay(reports, plot)
+        written.append(plot)
+    if timeline is not None:
+        from trady.simulator import moments, timeline_figures
+
+        timeline_figures.plot_timeline(moments.timeline(plan, seed=seed), timeline)
+        written.append(timeline)
+    if figures is not None:
+        from trady.simulator.observation_figures import draw_observations
+        from trady.simulator.observations import observe
+
+        figures.mkdir(parents=True, exist_ok=True)
+        written += draw_observations(observe(plan, recordings), figures)
+    return written
+
+
+def _document(
+    plan: "Plan", reports: Sequence["SimulationReport"], recordings: Sequence["GradientRecording"], seed: int
+) -> dict[str, Any]:
+    from trady.simulator.moments import timeline
+    from trady.simulator.observations import observe
+
+    has_peak = plan.table.gradient_storages is not None
+    return {
+        "replays": [report.as_json() for report in reports],
+        "timeline": timeline(plan, seed=seed).as_json() if has_peak else None,
+        "observations": observe(plan, recordings).as_json(),
+    }
+
+
+def _print(
+    plan: "Plan", reports: Sequence["SimulationReport"], recordings: Sequence["GradientRecording"]
+) -> None:
+    from trady.simulator.reports import simulation_report
+
+    Console().print(simulation_report(reports))
+
+
+@contextmanager
+def _progress(name: str, trials: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar on a terminal, one line in a log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        click.echo(f"Replaying {name} ...", err=True)
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"Replaying {name}", total=trials)
+        yield lambda done: bar.update(task, completed=done)

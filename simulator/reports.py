@@ -1,0 +1,131 @@
+"""Replays as text for the terminal: what the end of training has reached, policy beside policy."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from trady.planner.ledger import SCOPE_LINES
+from trady.planner.options import Scope
+from trady.planner.report_parts import format_count, format_share, headed_table, heading, item
+from trady.planner.units import format_bytes
+from trady.simulator.outcomes import Series, SimulationReport
+
+#: What is worth its value at the end, and what its mean over the epochs.
+_AT_THE_END = ("rgn_reached", "channels_reached", "running_cosine")
+_WITH_THEORY = ("channels_reached", "rgn_reached", "waiting_time", "captured_share")
+_NAMES = {
+    "rgn_reached": "RGN reached",
+    "channels_reached": "channels reached",
+    "captured_share": "captured share",
+    "cosine": "cosine",
+    "running_cosine": "running cosine",
+    "waiting_time": "waiting time",
+    "activation_sparsity": "activation sparsity",
+    "weight_derivative_sparsity": "weight-derivative sparsity",
+    "weight_grad_macs": "weight-derivative MACs",
+    "backward_macs": "backward MACs",
+    "used_bytes": "bytes used",
+}
+_ERRORS = 1.96
+
+
+def simulation_report(reports: Sequence[SimulationReport]) -> RenderableType:
+    """What the draws reach, how good their gradient is, what they cost; closed forms beside what was counted."""
+    first = reports[0]
+    parts: list[RenderableType] = [_headline(first), "", heading("Reached and followed")]
+    parts += [_reach_table(reports), Text(_reach_note(first), style="dim")]
+    parts += ["", heading("Counted beside closed forms, after the last epoch"), *map(_theory_table, reports)]
+    parts += ["", heading("Cost of an epoch's step"), _cost_table(reports)]
+    parts += ["", heading("To know"), *(item(note) for note in _notes(reports))]
+    return Group(*parts)
+
+
+def _headline(report: SimulationReport) -> RenderableType:
+    title = Text.assemble((report.source, "bold"), f": {report.epochs} epochs in {format_count(report.trials)} trials")
+    budget = f"Budget {format_bytes(report.budget_bytes)} in scope {report.scope}"
+    return Group(title, Text(f"{budget}; {report.num_channels:,} channels in {report.num_layers} layers."))
+
+
+def _reach_table(reports: Sequence[SimulationReport]) -> RenderableType:
+    names = ("rgn_reached", "channels_reached", "waiting_time", "captured_share", "running_cosine")
+    table = headed_table(("policy", "<"), ("layers", ">"), *((_NAMES[name], ">") for name in names))
+    for report in reports:
+        values = (measure_text(name, _shown(report, name)) for name in names)
+        table.add_row(report.policy, str(report.num_eligible), *values)
+    return table
+
+
+def _reach_note(report: SimulationReport) -> str:
+    return (
+        f"RGN, channels and running cosine after {report.epochs} epochs; waiting time (epochs between a channel's "
+        "updates) and captured share of the squared gradient norm on average."
+    )
+
+
+def _theory_table(report: SimulationReport) -> RenderableType:
+    rows = [(name, report.measures[name]) for name in _WITH_THEORY if _has_theory(report.measures[name])]
+    if not rows:
+        return Text(f"{report.policy}: its draw has no closed form.", style="dim")
+    table = headed_table((report.policy, "<"), ("counted", ">"), ("closed form", ">"), ("5 to 95 % of trials", ">"))
+    for name, series in rows:
+        assert series.theory is not None and series.mean[-1] is not None
+        counted = f"{measure_text(name, series.mean[-1])} ±{_error_text(name, series)}"
+        spread = f"{measure_text(name, series.low[-1])} to {measure_text(name, series.high[-1])}"
+        table.add_row(_NAMES[name], counted, measure_text(name, series.theory[-1]), spread)
+    return table
+
+
+def _has_theory(series: Series) -> bool:
+    return series.theory is not None and series.mean[-1] is not None and series.theory[-1] is not None
+
+
+def _error_text(name: str, series: Series) -> str:
+    error = _ERRORS * (series.standard_error[-1] or 0.0)
+    return f"{error:.3f}" if name == "waiting_time" else f"{100 * error:.3f} %"
+
+
+def _cost_table(reports: Sequence[SimulationReport]) -> RenderableType:
+    table = headed_table(("", "<"), *((report.policy, ">") for report in reports))
+    for name in ("activation_sparsity", "weight_derivative_sparsity", "weight_grad_macs", "backward_macs"):
+        table.add_row(_NAMES[name], *(measure_text(name, _shown(report, name)) for report in reports))
+    for line in _shown_lines(reports[0]):
+        table.add_row(line.replace("_", " "), *(_bytes_text(report.lines[line].over_epochs) for report in reports))
+    scope = reports[0].scope
+    table.add_section()
+    table.add_row(f"scope {scope}", *(_bytes_text(report.measures["used_bytes"].over_epochs) for report in reports))
+    table.add_row("highest of all", *(_bytes_text(report.highest_used_bytes) for report in reports))
+    return table
+
+
+def _shown_lines(report: SimulationReport) -> list[str]:
+    return [line for line in SCOPE_LINES[Scope(report.scope)] if line in report.lines]
+
+
+def _shown(report: SimulationReport, name: str) -> float | None:
+    series = report.measures[name]
+    return series.last if name in _AT_THE_END else series.over_epochs
+
+
+def measure_text(name: str, value: float | None) -> str:
+    """A measure's value with its unit; a dash where there is none."""
+    if value is None:
+        return "-"
+    if name == "used_bytes":
+        return format_bytes(round(value))
+    if name.endswith("macs"):
+        return f"{format_count(round(value))} MACs"
+    if name.endswith("cosine"):
+        return f"{value:.3f}"
+    return f"{value:.2f} epochs" if name == "waiting_time" else format_share(value)
+
+
+def _bytes_text(value: float | None) -> str:
+    return "-" if value is None else format_bytes(round(value))
+
+
+def _notes(reports: Sequence[SimulationReport]) -> list[str]:
+    notes = dict.fromkeys(note for report in reports for note in report.notes)
+    over = [report for report in reports if report.highest_used_bytes > report.budget_bytes]
+    held = "No epoch of any trial passes the budget."
+    return [*notes, *(f"{report.policy} passes the budget." for report in over), *([] if over else [held])]
