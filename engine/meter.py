@@ -219,35 +219,48 @@ def kept_by_line(engine: Any, inputs: Inputs, targets: Any, loss: LossFunction |
 
     Distinct storages; parameters, buffers and the batch left out.
     """
-    held: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: Tensor) -> _Held:
-        holder = _Held(tensor)
-        held.append(weakref.ref(holder))
-        return holder
-
-    with engine.recording() as notes, saved_tensors_hooks(pack, lambda holder: holder.tensor):
+    with engine.recording() as notes, saved_tensors() as held:
         outputs = call_model(engine, inputs)
         value = step_loss(outputs, targets, loss)
     del outputs
-    gc.collect()
-    alive = [holder.tensor for reference in held if (holder := reference()) is not None]
     known = [*engine.model.parameters(), *engine.model.buffers(), *input_tensors([inputs, targets])]
-    left_out = {int(tensor.untyped_storage()._cdata) for tensor in known}
-    return _by_line(alive, left_out, notes), value
+    return _by_line(storage_bytes(held(), left_out=known), notes), value
 
 
-def _by_line(alive: Iterable[Tensor], left_out: set[int], notes: StorageNotes) -> dict[str, int]:
+@contextmanager
+def saved_tensors() -> Iterator[Callable[[], list[Tensor]]]:
+    """Watch what autograd saves for backward inside.
+
+    Yields:
+        What tells, whenever called, the saved tensors that the graph still holds then.
+    """
+    saved: list[weakref.ref[_Held]] = []
+
+    def pack(tensor: Tensor) -> _Held:
+        holder = _Held(tensor)
+        saved.append(weakref.ref(holder))
+        return holder
+
+    def held() -> list[Tensor]:
+        gc.collect()
+        return [holder.tensor for reference in saved if (holder := reference()) is not None]
+
+    with saved_tensors_hooks(pack, lambda holder: holder.tensor):
+        yield held
+
+
+def storage_bytes(tensors: Iterable[Tensor], *, left_out: Iterable[Tensor] = ()) -> dict[int, int]:
+    """Distinct storages -> bytes, but those of some tensors; views of one storage count once."""
+    known = {int(tensor.untyped_storage()._cdata) for tensor in left_out}
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {int(storage._cdata): int(storage.nbytes()) for storage in storages if int(storage._cdata) not in known}
+
+
+def _by_line(kept: Mapping[int, int], notes: StorageNotes) -> dict[str, int]:
     lines = {"saved_activations": 0, "draw_index": 0, "always_trained": 0, "residuals": 0}
-    for storage, num_bytes in _storages(alive).items():
-        if storage not in left_out:
-            lines[notes.line_of.get(storage, "residuals")] += num_bytes
+    for storage, num_bytes in kept.items():
+        lines[notes.line_of.get(storage, "residuals")] += num_bytes
     return lines
-
-
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Distinct storages and their bytes."""
-    return {int(tensor.untyped_storage()._cdata): int(tensor.untyped_storage().nbytes()) for tensor in tensors}
 
 
 def _measured_lines(
@@ -267,22 +280,22 @@ def _measured_lines(
         "saved_activations": kept["saved_activations"],
         "optimizer_state": _state_bytes(optimizer, slices),
         "draw_index": kept["draw_index"],
-        "active_weights": sum(_storages(slices).values()),
+        "active_weights": sum(storage_bytes(slices).values()),
         "always_trained": kept["always_trained"] + _gradient_bytes(others) + _state_bytes(optimizer, others),
         "residuals": kept["residuals"],
-        "weights": sum(_storages([*engine.model.parameters(), *engine.model.buffers()]).values()),
-        "inputs": sum(_storages(input_tensors([inputs, targets])).values()),
+        "weights": sum(storage_bytes([*engine.model.parameters(), *engine.model.buffers()]).values()),
+        "inputs": sum(storage_bytes(input_tensors([inputs, targets])).values()),
     }
     optimizer.zero_grad()
     return lines, result
 
 
 def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(_storages(parameter.grad for parameter in parameters if parameter.grad is not None).values())
+    return sum(storage_bytes(parameter.grad for parameter in parameters if parameter.grad is not None).values())
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
-    return sum(_storages(_state_tensors(optimizer, parameters)).values())
+    return sum(storage_bytes(_state_tensors(optimizer, parameters)).values())
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -293,7 +306,7 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
 def _static_bytes(lines: Mapping[str, int], optimizer: torch.optim.Optimizer) -> int:
     """What lives before a step begins and throughout it."""
     names = ("weights", "inputs", "active_weights", "draw_index")
-    state = sum(_storages(_state_tensors(optimizer, list(optimizer.state))).values())
+    state = sum(storage_bytes(_state_tensors(optimizer, list(optimizer.state))).values())
     return sum(lines[name] for name in names) + state
 
 
