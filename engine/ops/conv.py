@@ -98,6 +98,15 @@ def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
+    """A convolution of a batch, or of one sample without a batch dimension."""
+    if inputs.dim() == len(how.stride) + 1:
+        return _convolve_batch(bindings, inputs.unsqueeze(0), weight, bias, how).squeeze(0)
+    return _convolve_batch(bindings, inputs, weight, bias, how)
+
+
+def _convolve_batch(
+    bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution
+) -> Tensor:
     """A convolution of whatever kind, redirected by what its weight is."""
     drawn = bindings.drawn(weight)
     inputs = cast_for_autocast(inputs)
@@ -143,11 +152,9 @@ def _conv(dims: int) -> Handler:
         groups: int = 1,
     ) -> Tensor:
         steps, spread = each_dimension(stride, dims), each_dimension(dilation, dims)
-        unbatched = input.dim() == dims + 1
-        inputs, pads = _padded(input.unsqueeze(0) if unbatched else input, weight, padding, spread)
+        inputs, pads = _padded(input, weight, padding, spread)
         how = Convolution(steps, pads, spread, False, (0,) * dims, groups)
-        outputs = _convolve(bindings, inputs, weight, bias, how)
-        return outputs.squeeze(0) if unbatched else outputs
+        return _convolve(bindings, inputs, weight, bias, how)
 
     return handle
 
@@ -173,9 +180,7 @@ def _conv_transpose(dims: int) -> Handler:
             each_dimension(output_padding, dims),
             groups,
         )
-        unbatched = input.dim() == dims + 1
-        outputs = _convolve(bindings, input.unsqueeze(0) if unbatched else input, weight, bias, how)
-        return outputs.squeeze(0) if unbatched else outputs
+        return _convolve(bindings, input, weight, bias, how)
 
     return handle
 
@@ -194,7 +199,7 @@ def _convolution(
     groups: int,
 ) -> Tensor:
     how = Convolution(tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
-    return _convolve(bindings, input, weight, bias, how)
+    return _convolve_batch(bindings, input, weight, bias, how)
 
 
 HANDLERS: Final[dict[Any, Handler]] = {
