@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from rich.console import Group, RenderableType
@@ -31,6 +31,9 @@ from trady.planner.training_step import (
     synthetic_targets,
 )
 from trady.planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from trady.engine.running import Engine
 
 #: Optimizers that keep what a plan's kind keeps; their rate is zero, so that measuring changes nothing.
 _OPTIMIZERS: Final[Mapping[OptimizerKind, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
@@ -171,7 +174,9 @@ class _Held:
         self.tensor = tensor
 
 
-def measure_step(engine: Any, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Measurement:
+def measure_step(
+    engine: "Engine", inputs: Inputs, targets: Any = None, loss: LossFunction | None = None
+) -> Measurement:
     """Run one real training step and hold every line of the ledger against it; the model stays as it was.
 
     The step runs twice: once with autograd's saved tensors watched, once with the allocator. An optimizer of the
@@ -214,7 +219,9 @@ def measure_step(engine: Any, inputs: Inputs, targets: Any = None, loss: LossFun
     )
 
 
-def kept_by_line(engine: Any, inputs: Inputs, targets: Any, loss: LossFunction | None) -> tuple[dict[str, int], Tensor]:
+def kept_by_line(
+    engine: "Engine", inputs: Inputs, targets: Any, loss: LossFunction | None
+) -> tuple[dict[str, int], Tensor]:
     """What autograd keeps for backward when the loss exists, by ledger line, and the loss.
 
     Distinct storages; parameters, buffers and the batch left out.
@@ -264,7 +271,7 @@ def _by_line(kept: Mapping[int, int], notes: StorageNotes) -> dict[str, int]:
 
 
 def _measured_lines(
-    engine: Any, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: "Engine", optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> tuple[dict[str, int], float]:
     """One watched step, its lines and its loss; gradients are dropped again."""
     kept, value = kept_by_line(engine, inputs, targets, loss)
@@ -311,7 +318,7 @@ def _static_bytes(lines: Mapping[str, int], optimizer: torch.optim.Optimizer) ->
 
 
 def _step(
-    engine: Any, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: "Engine", optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> None:
     outputs = call_model(engine, inputs)
     value = step_loss(outputs, targets, loss)
@@ -320,7 +327,7 @@ def _step(
     optimizer.zero_grad()
 
 
-def _made_up(engine: Any, inputs: Inputs, loss: LossFunction | None) -> Any:
+def _made_up(engine: "Engine", inputs: Inputs, loss: LossFunction | None) -> Any:
     """Targets for cross-entropy where none are given and the model has no loss of its own."""
     with torch.no_grad():
         outputs = call_model(engine, inputs)
@@ -335,7 +342,7 @@ def _autocast(plan: Plan, device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _restored(engine: Any) -> Iterator[None]:
+def _restored(engine: "Engine") -> Iterator[None]:
     """Give gradients, buffers, training mode and random state back as they were."""
     gradients = {parameter: parameter.grad for parameter in engine.parameters()}
     buffers = {name: buffer.detach().clone() for name, buffer in engine.model.named_buffers()}
