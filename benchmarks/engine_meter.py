@@ -1,20 +1,12 @@
 """What autograd keeps of any way to train, and the time of a step."""
 
-import gc
 import time
-import weakref
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-
-class _Held:
-    __slots__ = ("__weakref__", "tensor")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+from trady.engine.meter import saved_tensors, storage_bytes
 
 
 def kept_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
@@ -24,24 +16,10 @@ def kept_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
         forward: Computes the loss.
         known: Parameters, buffers and the batch, which are left out.
     """
-    held: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: Tensor) -> _Held:
-        holder = _Held(tensor)
-        held.append(weakref.ref(holder))
-        return holder
-
-    with saved_tensors_hooks(pack, lambda holder: holder.tensor):
+    with saved_tensors() as held:
         loss = forward()
-    gc.collect()
-    left_out = {tensor.untyped_storage()._cdata for tensor in known}
-    storages = {
-        storage._cdata: storage.nbytes()
-        for holder in (reference() for reference in held)
-        if holder is not None and (storage := holder.tensor.untyped_storage())._cdata not in left_out
-    }
     assert loss.requires_grad
-    return sum(storages.values())
+    return sum(storage_bytes(held(), left_out=known).values())
 
 
 def seconds_of(step: Callable[[], object], device: str) -> tuple[float, float]:

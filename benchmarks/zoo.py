@@ -11,7 +11,6 @@ drawn slices beside dense autograd's.
     python benchmarks/zoo.py --steps         # only the engine's steps, of rows that have none
 """
 
-import gc
 import json
 import multiprocessing
 import platform
@@ -19,7 +18,6 @@ import shlex
 import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,10 +26,10 @@ from typing import Any, Final
 import click
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from zoo_members import Member, members
 from zoo_steps import planned_step
 
+from trady.engine.meter import saved_tensors, storage_bytes
 from trady.planner.calibration import uniform_priorities
 from trady.planner.capture import FakeModel, StepSettings, set_training_mode
 from trady.planner.costing import build_cost_table
@@ -200,13 +198,6 @@ def judge_at(model: nn.Module, inputs: Any, norm: NormMode, recordings: Recordin
     return {"predicted": predicted, "real": real, "difference": predicted - real}
 
 
-class _Held:
-    __slots__ = ("__weakref__", "tensor")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
 def real_saved_bytes(model: nn.Module, inputs: Any, batch_size: int, norm: NormMode) -> int:
     """What autograd holds when the loss of a real step exists."""
     set_training_mode(model, norm)
@@ -218,28 +209,14 @@ def real_saved_bytes(model: nn.Module, inputs: Any, batch_size: int, norm: NormM
         return tensor[torch.arange(batch_size) % tensor.shape[0]]
 
     batch = map_tensors(batched, inputs)
-    held: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: Tensor) -> _Held:
-        holder = _Held(tensor)
-        held.append(weakref.ref(holder))
-        return holder
-
-    with saved_tensors_hooks(pack, lambda holder: holder.tensor):
+    with saved_tensors() as held:
         outputs = call_model(model, batch)
         targets = None if own_loss(outputs) is not None else synthetic_targets(outputs, generator)
         loss = step_loss(outputs, targets, None)
     del outputs
-    gc.collect()
-    known = [*model.parameters(), *model.buffers(), *input_tensors([batch, targets])]
-    left_out = {tensor.untyped_storage()._cdata for tensor in known}
-    storages = {
-        storage._cdata: storage.nbytes()
-        for holder in (reference() for reference in held)
-        if holder is not None and (storage := holder.tensor.untyped_storage())._cdata not in left_out
-    }
     assert loss.requires_grad
-    return sum(storages.values())
+    known = [*model.parameters(), *model.buffers(), *input_tensors([batch, targets])]
+    return sum(storage_bytes(held(), left_out=known).values())
 
 
 def planned(model: nn.Module, inputs: Any) -> dict[str, Any]:

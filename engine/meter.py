@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from rich.console import Group, RenderableType
@@ -31,6 +31,9 @@ from trady.planner.training_step import (
     synthetic_targets,
 )
 from trady.planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from trady.engine.running import Engine
 
 #: Optimizers that keep what a plan's kind keeps; their rate is zero, so that measuring changes nothing.
 _OPTIMIZERS: Final[Mapping[OptimizerKind, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
@@ -171,7 +174,9 @@ class _Held:
         self.tensor = tensor
 
 
-def measure_step(engine: Any, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Measurement:
+def measure_step(
+    engine: "Engine", inputs: Inputs, targets: Any = None, loss: LossFunction | None = None
+) -> Measurement:
     """Run one real training step and hold every line of the ledger against it; the model stays as it was.
 
     The step runs twice: once with autograd's saved tensors watched, once with the allocator. An optimizer of the
@@ -214,44 +219,59 @@ def measure_step(engine: Any, inputs: Inputs, targets: Any = None, loss: LossFun
     )
 
 
-def kept_by_line(engine: Any, inputs: Inputs, targets: Any, loss: LossFunction | None) -> tuple[dict[str, int], Tensor]:
+def kept_by_line(
+    engine: "Engine", inputs: Inputs, targets: Any, loss: LossFunction | None
+) -> tuple[dict[str, int], Tensor]:
     """What autograd keeps for backward when the loss exists, by ledger line, and the loss.
 
     Distinct storages; parameters, buffers and the batch left out.
     """
-    held: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: Tensor) -> _Held:
-        holder = _Held(tensor)
-        held.append(weakref.ref(holder))
-        return holder
-
-    with engine.recording() as notes, saved_tensors_hooks(pack, lambda holder: holder.tensor):
+    with engine.recording() as notes, saved_tensors() as held:
         outputs = call_model(engine, inputs)
         value = step_loss(outputs, targets, loss)
     del outputs
-    gc.collect()
-    alive = [holder.tensor for reference in held if (holder := reference()) is not None]
     known = [*engine.model.parameters(), *engine.model.buffers(), *input_tensors([inputs, targets])]
-    left_out = {int(tensor.untyped_storage()._cdata) for tensor in known}
-    return _by_line(alive, left_out, notes), value
+    return _by_line(storage_bytes(held(), left_out=known), notes), value
 
 
-def _by_line(alive: Iterable[Tensor], left_out: set[int], notes: StorageNotes) -> dict[str, int]:
+@contextmanager
+def saved_tensors() -> Iterator[Callable[[], list[Tensor]]]:
+    """Watch what autograd saves for backward inside.
+
+    Yields:
+        What tells, whenever called, the saved tensors that the graph still holds then.
+    """
+    saved: list[weakref.ref[_Held]] = []
+
+    def pack(tensor: Tensor) -> _Held:
+        holder = _Held(tensor)
+        saved.append(weakref.ref(holder))
+        return holder
+
+    def held() -> list[Tensor]:
+        gc.collect()
+        return [holder.tensor for reference in saved if (holder := reference()) is not None]
+
+    with saved_tensors_hooks(pack, lambda holder: holder.tensor):
+        yield held
+
+
+def storage_bytes(tensors: Iterable[Tensor], *, left_out: Iterable[Tensor] = ()) -> dict[int, int]:
+    """Distinct storages -> bytes, but those of some tensors; views of one storage count once."""
+    known = {int(tensor.untyped_storage()._cdata) for tensor in left_out}
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {int(storage._cdata): int(storage.nbytes()) for storage in storages if int(storage._cdata) not in known}
+
+
+def _by_line(kept: Mapping[int, int], notes: StorageNotes) -> dict[str, int]:
     lines = {"saved_activations": 0, "draw_index": 0, "always_trained": 0, "residuals": 0}
-    for storage, num_bytes in _storages(alive).items():
-        if storage not in left_out:
-            lines[notes.line_of.get(storage, "residuals")] += num_bytes
+    for storage, num_bytes in kept.items():
+        lines[notes.line_of.get(storage, "residuals")] += num_bytes
     return lines
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Distinct storages and their bytes."""
-    return {int(tensor.untyped_storage()._cdata): int(tensor.untyped_storage().nbytes()) for tensor in tensors}
-
-
 def _measured_lines(
-    engine: Any, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: "Engine", optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> tuple[dict[str, int], float]:
     """One watched step, its lines and its loss; gradients are dropped again."""
     kept, value = kept_by_line(engine, inputs, targets, loss)
@@ -267,22 +287,22 @@ def _measured_lines(
         "saved_activations": kept["saved_activations"],
         "optimizer_state": _state_bytes(optimizer, slices),
         "draw_index": kept["draw_index"],
-        "active_weights": sum(_storages(slices).values()),
+        "active_weights": sum(storage_bytes(slices).values()),
         "always_trained": kept["always_trained"] + _gradient_bytes(others) + _state_bytes(optimizer, others),
         "residuals": kept["residuals"],
-        "weights": sum(_storages([*engine.model.parameters(), *engine.model.buffers()]).values()),
-        "inputs": sum(_storages(input_tensors([inputs, targets])).values()),
+        "weights": sum(storage_bytes([*engine.model.parameters(), *engine.model.buffers()]).values()),
+        "inputs": sum(storage_bytes(input_tensors([inputs, targets])).values()),
     }
     optimizer.zero_grad()
     return lines, result
 
 
 def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(_storages(parameter.grad for parameter in parameters if parameter.grad is not None).values())
+    return sum(storage_bytes(parameter.grad for parameter in parameters if parameter.grad is not None).values())
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
-    return sum(_storages(_state_tensors(optimizer, parameters)).values())
+    return sum(storage_bytes(_state_tensors(optimizer, parameters)).values())
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -293,12 +313,12 @@ def _state_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor
 def _static_bytes(lines: Mapping[str, int], optimizer: torch.optim.Optimizer) -> int:
     """What lives before a step begins and throughout it."""
     names = ("weights", "inputs", "active_weights", "draw_index")
-    state = sum(_storages(_state_tensors(optimizer, list(optimizer.state))).values())
+    state = sum(storage_bytes(_state_tensors(optimizer, list(optimizer.state))).values())
     return sum(lines[name] for name in names) + state
 
 
 def _step(
-    engine: Any, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: "Engine", optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> None:
     outputs = call_model(engine, inputs)
     value = step_loss(outputs, targets, loss)
@@ -307,7 +327,7 @@ def _step(
     optimizer.zero_grad()
 
 
-def _made_up(engine: Any, inputs: Inputs, loss: LossFunction | None) -> Any:
+def _made_up(engine: "Engine", inputs: Inputs, loss: LossFunction | None) -> Any:
     """Targets for cross-entropy where none are given and the model has no loss of its own."""
     with torch.no_grad():
         outputs = call_model(engine, inputs)
@@ -322,7 +342,7 @@ def _autocast(plan: Plan, device: torch.device) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _restored(engine: Any) -> Iterator[None]:
+def _restored(engine: "Engine") -> Iterator[None]:
     """Give gradients, buffers, training mode and random state back as they were."""
     gradients = {parameter: parameter.grad for parameter in engine.parameters()}
     buffers = {name: buffer.detach().clone() for name, buffer in engine.model.named_buffers()}

@@ -2,7 +2,6 @@
 
 import logging
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -17,6 +16,7 @@ from trady.engine.binding import LeanMode, StorageNotes
 from trady.engine.drawing import DrawnSlices, DrawReport
 from trady.engine.matching import always_trained_names, norms_with_statistics, prepare_model
 from trady.engine.meter import Measurement, measure_step
+from trady.engine.notices import Notices
 from trady.engine.observing import ObservedNorms, dense_norms
 from trady.engine.reentry import DATA_PARALLEL, Reentry, mark_active
 from trady.engine.state import OptimizerFollower, SliceMove
@@ -81,7 +81,7 @@ class Engine(nn.Module):
         self._notes: StorageNotes | None = None
         self._hooks: list[RemovableHandle] = []
         self._is_checkpointed = False
-        self._told: set[str] = set()
+        self._notices = Notices()
         self._guard = BatchGuard(strict)
         self.channels = ChannelDraw(0, {})
         self._take(draw(plan, 0, seed=seed))
@@ -162,7 +162,7 @@ class Engine(nn.Module):
             self._reentry.install()
             self._is_checkpointed = True
         elif inputs is not None:
-            self._tell_unused(redirections.used)
+            self._notices.tell_unused(self.channels.channels, redirections.used)
 
     @contextmanager
     def recording(self) -> Iterator[StorageNotes]:
@@ -368,7 +368,7 @@ class Engine(nn.Module):
     def _before_step(self, *_: Any) -> None:
         self._slices.read_changed(self.model)
         if self._is_checkpointed:
-            self._tell_without_gradient()
+            self._notices.tell_without_gradient(self._slices.named_parameters(), self.parameters())
         if self.plan.strategy.name is Strategy.MEDYATE:
             self._observed.see(self._slices.channel_norms(), self._slices.channels)
 
@@ -393,31 +393,6 @@ class Engine(nn.Module):
     @staticmethod
     def _channel_pairs(drawn: ChannelDraw) -> set[tuple[str, int]]:
         return {(name, channel) for name, found in drawn.channels.items() for channel in found.tolist()}
-
-    def _tell_without_gradient(self) -> None:
-        """A checkpointed region is entered again only if its outputs require a gradient."""
-        without = [name for name, compact in self._slices.named_parameters() if compact.grad is None]
-        new = [name for name in without if name not in self._told]
-        if new and any(parameter.grad is not None for parameter in self.parameters()):
-            self._told.update(new)
-            warnings.warn(
-                f"Drawn weights {', '.join(new[:5])} have no gradient at this step. A checkpointed region whose inputs "
-                "require none gives none to what is in it, where it is checkpointed with reentry: checkpoint with "
-                "use_reentrant=False.",
-                stacklevel=4,
-            )
-
-    def _tell_unused(self, used: set[str]) -> None:
-        unused = [name for name in self.channels.channels if name not in used and name not in self._told]
-        if not unused:
-            return
-        self._told.update(unused)
-        warnings.warn(
-            f"Drawn layers {', '.join(unused[:5])} were not used in this forward pass by an operation that the engine "
-            "redirects, and do not train in it. If the model skips them on purpose all is well; else plan with "
-            f"--exclude {unused[0]}.",
-            stacklevel=4,
-        )
 
 
 def _in_order(drawn: ChannelDraw) -> dict[str, list[int]]:

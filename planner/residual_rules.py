@@ -61,9 +61,7 @@ OPAQUE: Final = frozenset(
 )
 
 
-def lean_form(
-    target: str, api: str, attributes: Mapping[str, Any], trained: frozenset[str], first_operand: str = "self"
-) -> LeanForm | None:
+def lean_form(target: str, api: str, attributes: Mapping[str, Any], trained: frozenset[str]) -> LeanForm | None:
     """The lean form of an operation, or ``None`` where it keeps what autograd saves.
 
     Args:
@@ -71,7 +69,6 @@ def lean_form(
         api: Python function it was reached through.
         attributes: Its plain arguments.
         trained: Names of the operands that need a gradient.
-        first_operand: Schema name of its main input.
     """
     if target in _FACTORS:
         return LeanForm.FACTORS

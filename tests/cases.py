@@ -259,6 +259,8 @@ TOYS: Final[dict[str, Callable[[], Example]]] = {
     "distilled": lambda: (Distilled(), tokens()),
     "dict-inputs": lambda: (FromDict(), {"pixel_values": pictures(), "input_ids": ids(), "scale": 2.0}),
 }
+#: Toys without a layer to draw channels of.
+UNDRAWN: Final = frozenset({"weight-norm"})
 
 
 def build(name: str) -> Example:

@@ -12,6 +12,7 @@ from trady.engine.ops.redirecting import (
     Handler,
     autocast_type,
     cast_for_autocast,
+    each_dimension,
     is_differentiable,
 )
 from trady.planner.kernels import (
@@ -97,6 +98,15 @@ def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution) -> Tensor:
+    """A convolution of a batch, or of one sample without a batch dimension."""
+    if inputs.dim() == len(how.stride) + 1:
+        return _convolve_batch(bindings, inputs.unsqueeze(0), weight, bias, how).squeeze(0)
+    return _convolve_batch(bindings, inputs, weight, bias, how)
+
+
+def _convolve_batch(
+    bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution
+) -> Tensor:
     """A convolution of whatever kind, redirected by what its weight is."""
     drawn = bindings.drawn(weight)
     inputs = cast_for_autocast(inputs)
@@ -116,16 +126,10 @@ def _convolve(bindings: Bindings, inputs: Tensor, weight: Tensor, bias: Tensor |
     return result
 
 
-def _each(value: Any, dims: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * dims
-    return tuple(value) * dims if len(value) == 1 else tuple(value)
-
-
 def _padded(inputs: Tensor, weight: Tensor, padding: Any, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
     """Padding by number; ``same`` that is uneven is padded beforehand, as PyTorch does."""
     if not isinstance(padding, str):
-        return inputs, _each(padding, len(dilation))
+        return inputs, each_dimension(padding, len(dilation))
     if padding == "valid":
         return inputs, (0,) * len(dilation)
     totals = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
@@ -147,12 +151,10 @@ def _conv(dims: int) -> Handler:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        steps, spread = _each(stride, dims), _each(dilation, dims)
-        unbatched = input.dim() == dims + 1
-        inputs, pads = _padded(input.unsqueeze(0) if unbatched else input, weight, padding, spread)
+        steps, spread = each_dimension(stride, dims), each_dimension(dilation, dims)
+        inputs, pads = _padded(input, weight, padding, spread)
         how = Convolution(steps, pads, spread, False, (0,) * dims, groups)
-        outputs = _convolve(bindings, inputs, weight, bias, how)
-        return outputs.squeeze(0) if unbatched else outputs
+        return _convolve(bindings, inputs, weight, bias, how)
 
     return handle
 
@@ -171,16 +173,14 @@ def _conv_transpose(dims: int) -> Handler:
         dilation: Any = 1,
     ) -> Tensor:
         how = Convolution(
-            _each(stride, dims),
-            _each(padding, dims),
-            _each(dilation, dims),
+            each_dimension(stride, dims),
+            each_dimension(padding, dims),
+            each_dimension(dilation, dims),
             True,
-            _each(output_padding, dims),
+            each_dimension(output_padding, dims),
             groups,
         )
-        unbatched = input.dim() == dims + 1
-        outputs = _convolve(bindings, input.unsqueeze(0) if unbatched else input, weight, bias, how)
-        return outputs.squeeze(0) if unbatched else outputs
+        return _convolve(bindings, input, weight, bias, how)
 
     return handle
 
@@ -199,7 +199,7 @@ def _convolution(
     groups: int,
 ) -> Tensor:
     how = Convolution(tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
-    return _convolve(bindings, input, weight, bias, how)
+    return _convolve_batch(bindings, input, weight, bias, how)
 
 
 HANDLERS: Final[dict[Any, Handler]] = {

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trady.engine.ops.redirecting import Handler, is_differentiable, keeps_masks
+from trady.engine.ops.redirecting import Handler, each_dimension, is_differentiable, keeps_masks
 from trady.planner.kernels import Pooling, max_pool_input_gradient, window_positions
 
 _aten: Final = torch.ops.aten
@@ -77,12 +77,11 @@ class _AveragePool(torch.autograd.Function):
         return found.contiguous(memory_format=torch.channels_last) if ctx.is_channels_last else found, None, None
 
 
-def _each(value: int | Sequence[int] | None, dims: int, otherwise: Sequence[int] = ()) -> tuple[int, ...]:
-    if value is None or (isinstance(value, Sequence) and not value):
-        return tuple(otherwise)
-    if isinstance(value, int):
-        return (value,) * dims
-    return tuple(value) * dims if len(value) == 1 else tuple(value)
+def _stride(stride: int | Sequence[int] | None, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Where none is given, windows lie side by side."""
+    if stride is None or (isinstance(stride, Sequence) and not stride):
+        return kernel
+    return each_dimension(stride, len(kernel))
 
 
 def _max_pool_with_indices(dims: int) -> Handler:
@@ -99,13 +98,13 @@ def _max_pool_with_indices(dims: int) -> Handler:
         ceil_mode: bool = False,
         return_indices: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        kernel = _each(kernel_size, dims)
+        kernel = each_dimension(kernel_size, dims)
         places = (
             tuple(input.shape[-dims:]),
             kernel,
-            _each(stride, dims, kernel),
-            _each(padding, dims),
-            _each(dilation, dims),
+            _stride(stride, kernel),
+            each_dimension(padding, dims),
+            each_dimension(dilation, dims),
         )
         unbatched = input.dim() == dims + 1
         inputs = input.unsqueeze(0) if unbatched else input
@@ -149,8 +148,8 @@ def _average_pool(dims: int) -> Handler:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Tensor:
-        kernel = _each(kernel_size, dims)
-        options = [list(kernel), list(_each(stride, dims, kernel)), list(_each(padding, dims)), ceil_mode]
+        kernel = each_dimension(kernel_size, dims)
+        options = [list(kernel), list(_stride(stride, kernel)), list(each_dimension(padding, dims)), ceil_mode]
         tail = [count_include_pad, divisor_override]
 
         def run(inputs: Tensor) -> Tensor:
@@ -178,8 +177,8 @@ def _average_pool_1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    kernel = _each(kernel_size, 1)
-    shape = ((1, *kernel), (1, *_each(stride, 1, kernel)), (0, *_each(padding, 1)))
+    kernel = each_dimension(kernel_size, 1)
+    shape = ((1, *kernel), (1, *_stride(stride, kernel)), (0, *each_dimension(padding, 1)))
     handle = _average_pool(2)
     result: Tensor = handle(bindings, F.avg_pool2d, input.unsqueeze(-2), *shape, ceil_mode, count_include_pad)
     return result.squeeze(-2)
@@ -189,7 +188,7 @@ def _adaptive_average_pool(dims: int) -> Handler:
     """To a size above 1; an average over all positions is a mean, of which autograd keeps nothing."""
 
     def handle(_: Any, func: Any, input: Tensor, output_size: Any) -> Tensor:
-        asked = _each(output_size, dims) if isinstance(output_size, int) else tuple(output_size)
+        asked = each_dimension(output_size, dims) if isinstance(output_size, int) else tuple(output_size)
         size = [input.shape[place - dims] if wanted is None else wanted for place, wanted in enumerate(asked)]
         if not is_differentiable(input) or all(wanted == 1 for wanted in size):
             return func(input, size)  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """What every redirected operation needs: who it runs for, and small questions about tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -79,3 +79,10 @@ def cast_for_autocast(tensor: Tensor) -> Tensor:
     """The tensor as autocast would hand it to a convolution or a product."""
     dtype = autocast_type(tensor)
     return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def each_dimension(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """A stride, padding or the like for each of ``dims`` dimensions: one number stands for all."""
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)

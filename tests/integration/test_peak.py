@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tests.cases import TOYS, build
+from cases import TOYS, UNDRAWN, build
 from trady.engine import Engine
 from trady.planner.calibration import uniform_priorities
 from trady.planner.planning import make_plan
@@ -15,7 +15,6 @@ from trady.planner.tracing import trace
 
 #: Scalars, and masks rounded up to words: what a toy of a few kilobytes may be off.
 _FEW_BYTES = 1024
-_NOT_DRAWN = {"weight-norm"}
 
 
 def held_against_the_allocator(model: nn.Module, inputs: Any, **options: Any) -> tuple[int, int]:
@@ -32,7 +31,7 @@ def held_against_the_allocator(model: nn.Module, inputs: Any, **options: Any) ->
 
 
 @pytest.mark.parametrize("budget", ["1MB", "4KB"])
-@pytest.mark.parametrize("name", sorted(TOYS.keys() - _NOT_DRAWN))
+@pytest.mark.parametrize("name", sorted(TOYS.keys() - UNDRAWN))
 def test_toys_peak_as_predicted(name: str, budget: str) -> None:
     model, inputs = build(name)
     predicted, measured = held_against_the_allocator(

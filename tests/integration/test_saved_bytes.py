@@ -10,38 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cases import TOYS
 from trady.planner.tracing import trace
 from trady.planner.training_step import map_tensors
 
-TOYS = (
-    "conv-bn-relu",
-    "conv-bn-relu6-in-place",
-    "depthwise-separable",
-    "grouped",
-    "transposed",
-    "conv1d",
-    "conv3d",
-    "pools-and-dropout",
-    "upsampled",
-    "residual",
-    "residual-in-place",
-    "squeeze-excite",
-    "branches",
-    "mlp",
-    "self-attention",
-    "self-attention-dropout",
-    "cross-attention",
-    "cross-attention-other-values",
-    "hand-attention",
-    "encoder-layer",
-    "tied-language-model",
-    "used-twice",
-    "bare-parameter",
-    "weight-norm",
-    "stacked-experts",
-    "distilled",
-    "dict-inputs",
-)
 SOME = (
     "grouped",
     "transposed",

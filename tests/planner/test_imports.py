@@ -1,33 +1,13 @@
 """Who imports what: data flows down the page of DESIGN, and light commands stay light."""
 
-import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import trady.planner
+from imports import HEAVY, files_of, imported, modules_after
 
-PLANNER = Path(__file__).resolve().parents[2] / "planner"
-FILES = sorted(PLANNER.glob("*.py"))
-HEAVY = ("torch", "ortools", "numpy", "pydantic", "networkx", "fvcore", "transformers", "torchvision", "timm", "rich")
-
-
-def imported(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
-
-
-def modules_after(code: str, watched: tuple[str, ...]) -> set[str]:
-    program = f"import sys; {code}; print(*({set(watched)!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+FILES = files_of("planner")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
