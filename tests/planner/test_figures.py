@@ -19,11 +19,11 @@ from trady.planner.figures import (
     draw_graph,
     plot_plan,
     save_graph,
-    thinned_labels,
 )
 from trady.planner.module_graphs import MODEL, Place, layered_places, module_graph
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
+from trady.planner.plotting import thinned_labels
 from trady.planner.tracing import Trace, trace
 
 
