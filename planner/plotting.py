@@ -13,6 +13,7 @@ from trady.planner.units import format_bytes
 
 FIGURE_SUFFIXES: Final = (".png", ".svg")
 DPI: Final = 120
+_UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def check_suffix(path: Path, known: Sequence[str] = FIGURE_SUFFIXES, subject: str = "Figure") -> None:
@@ -66,8 +67,13 @@ def tidy_axes(axes: Any) -> None:
 
 
 def label_bytes(axis: Any) -> None:
-    """Sizes in readable units along an axis."""
-    axis.set_major_formatter(lambda value, _: format_bytes(round(value)))
+    """Sizes in readable units along an axis, each with the digits it needs to differ from the next."""
+    axis.set_major_formatter(lambda value, _: _tick_text(round(value)))
+
+
+def _tick_text(num_bytes: int) -> str:
+    unit = format_bytes(num_bytes).split()[1]
+    return f"{num_bytes / _UNITS[unit]:.6g} {unit}"
 
 
 def thinned_labels(num_places: int, wanted: Sequence[int], most: int) -> list[int]:
