@@ -230,13 +230,13 @@ def _draw_budget(axes: Any, picture: _Picture) -> None:
 
 
 def _draw_peak(axes: Any, picture: _Picture) -> None:
-    """A dot, and its text where there is room for it: on its right, above it, or on its left."""
+    """A dot, and above it and the budget's line its text, to the side where there is room for it."""
     moment, x, y = picture.timeline.peak_moment, picture.middle(picture.peak_place), picture.timeline.peak_bytes
     side, shift = [("left", 9), ("center", 0), ("right", -9)][min(2, int(3 * picture.peak_share))]
     axes.plot([x], [y], marker="o", color="#000000", markersize=6, zorder=5, clip_on=False)
     axes.annotate(
         f"peak {format_bytes(y)} at {shorten(_name(moment), _LONGEST_NAME)} ({moment.kind.value})",
-        (x, y), xytext=(shift, 7), textcoords="offset points", ha=side, va="bottom",
+        (x, max(y, picture.shown_budget or 0)), xytext=(shift, 7), textcoords="offset points", ha=side, va="bottom",
         fontsize=9, weight="bold", zorder=6, bbox={"facecolor": "#FFFFFF", "alpha": 0.85, "linewidth": 0, "pad": 1.5},
     )  # fmt: skip
 
