@@ -1,19 +1,25 @@
 """Figures and graph files: bytes by layer, the model drawn by what it keeps. matplotlib is loaded when one is drawn."""
 
-import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import networkx as nx
 
-from trady.planner.errors import TradyError
 from trady.planner.files import check_writable, write_atomically
 from trady.planner.module_graphs import MODEL, Place, layered_places, module_graph
 from trady.planner.plan import Plan
+from trady.planner.plotting import (
+    DPI,
+    check_suffix,
+    label_bytes,
+    matplotlib_ready,
+    save_figure,
+    thinned_labels,
+    tidy_axes,
+)
 from trady.planner.report_parts import format_share, shorten
 from trady.planner.summary import PlanFigures, layer_rgn, plan_figures
 from trady.planner.units import format_bytes
@@ -21,12 +27,10 @@ from trady.planner.units import format_bytes
 if TYPE_CHECKING:
     from trady.planner.tracing import Trace
 
-FIGURE_SUFFIXES: Final = (".png", ".svg")
 GRAPH_SUFFIXES: Final = (".json", ".graphml")
 #: Okabe and Ito's colours, told apart with any colour vision.
 _LINE_COLOURS: Final = {"gradients": "#0072B2", "stored inputs": "#E69F00", "optimizer state": "#009E73"}
 _TRAINED, _FROZEN = "#D55E00", "#BBBBBB"
-_DPI: Final = 120
 _MOST_PIXELS: Final = 30_000
 _COLUMN, _ROW = 3.0, 0.34
 _BOX_WIDTH, _BOX_HEIGHT = 2.6, 0.24
@@ -39,9 +43,9 @@ def check_figure_path(path: str | Path) -> None:
     Raises:
         TradyError: With what to do about it.
     """
-    _check_suffix(Path(path), FIGURE_SUFFIXES, "Figure")
+    check_suffix(Path(path))
     check_writable(Path(path))
-    with _matplotlib():
+    with matplotlib_ready():
         pass
 
 
@@ -51,7 +55,7 @@ def check_graph_path(path: str | Path) -> None:
     Raises:
         TradyError: With what to do about it.
     """
-    _check_suffix(Path(path), GRAPH_SUFFIXES, "Graph")
+    check_suffix(Path(path), GRAPH_SUFFIXES, "Graph")
     check_writable(Path(path))
 
 
@@ -68,8 +72,8 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
     figures = plan_figures(plan)
     names = [layer.name for layer in plan.table.layers]
     positions = [plan.table.index_of(layer.name) for layer in figures.layers]
-    _check_suffix(Path(path), FIGURE_SUFFIXES, "Figure")
-    with _matplotlib():
+    check_suffix(Path(path))
+    with matplotlib_ready():
         from matplotlib.figure import Figure
 
         width = min(20.0, max(8.0, 2.0 + 0.19 * len(names)))
@@ -83,7 +87,7 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
         bottom.set_xticks(labelled, [shorten(names[index], _LONGEST_LABEL) for index in labelled])
         bottom.tick_params(axis="x", rotation=90, labelsize=7)
         bottom.set_xlim(-0.7, len(names) - 0.3)
-        _save(figure, Path(path), _DPI)
+        save_figure(figure, Path(path))
 
 
 def draw_graph(trace: "Trace", path: str | Path) -> None:
@@ -96,14 +100,14 @@ def draw_graph(trace: "Trace", path: str | Path) -> None:
     Raises:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
     """
-    _check_suffix(Path(path), FIGURE_SUFFIXES, "Figure")
+    check_suffix(Path(path))
     graph = module_graph(trace)
     places = layered_places(graph)
     rows = 1 + max(place.row for place in places.values())
     columns = 1 + max(place.column for place in places.values())
     arcs = _longest_arc(graph, places)
     width, height = columns * _COLUMN + arcs, (rows + 3.4) * _ROW
-    with _matplotlib():
+    with matplotlib_ready():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(max(width, 5.5), height))
@@ -117,7 +121,7 @@ def draw_graph(trace: "Trace", path: str | Path) -> None:
         title = f"Kept for backward by dense training, batch {trace.batch_size}: {format_bytes(trace.saved_bytes)}"
         axes.text(-_BOX_WIDTH / 2, 2.5 * _ROW, title, fontsize=9, weight="bold")
         scale.draw_bar(figure, (-_BOX_WIDTH / 2, 1.7 * _ROW, 4.0, 0.4 * _ROW), axes)
-        _save(figure, Path(path), min(_DPI, _MOST_PIXELS / max(width, height)))
+        save_figure(figure, Path(path), min(DPI, _MOST_PIXELS / max(width, height)))
 
 
 def save_graph(trace: "Trace", path: str | Path) -> None:
@@ -130,24 +134,12 @@ def save_graph(trace: "Trace", path: str | Path) -> None:
     Raises:
         TradyError: Another suffix, or a file that cannot be written.
     """
-    _check_suffix(Path(path), GRAPH_SUFFIXES, "Graph")
+    check_suffix(Path(path), GRAPH_SUFFIXES, "Graph")
     if Path(path).suffix == ".json":
         content = json.dumps(nx.node_link_data(trace.graph, edges="edges")) + "\n"
     else:
         content = "\n".join(nx.generate_graphml(trace.graph)) + "\n"
     write_atomically(Path(path), content)
-
-
-def thinned_labels(num_layers: int, wanted: Sequence[int], most: int) -> list[int]:
-    """Positions to label: all of them where there is room, else the wanted ones first, none too near another."""
-    if num_layers <= most:
-        return list(range(num_layers))
-    gap = math.ceil(num_layers / most)
-    chosen: list[int] = []
-    for index in (*wanted, *range(0, num_layers, gap)):
-        if all(abs(index - other) >= gap for other in chosen):
-            chosen.append(index)
-    return sorted(chosen)
 
 
 def _plot_title(plan: Plan, figures: PlanFigures) -> str:
@@ -171,10 +163,10 @@ def _plot_bytes(axes: Any, figures: PlanFigures, positions: Sequence[int]) -> No
         if any(heights):
             axes.bar(positions, heights, bottom=base, width=0.8, color=_LINE_COLOURS[name], label=name)
             base = [low + height for low, height in zip(base, heights, strict=True)]
-    axes.yaxis.set_major_formatter(lambda value, _: format_bytes(round(value)))
+    label_bytes(axes.yaxis)
     axes.set_ylabel("bytes of the drawn channels", fontsize=9)
     _legend(axes)
-    _tidy(axes)
+    tidy_axes(axes)
 
 
 def _plot_rgn(axes: Any, rgn: Sequence[float], trained: set[int]) -> None:
@@ -187,17 +179,11 @@ def _plot_rgn(axes: Any, rgn: Sequence[float], trained: set[int]) -> None:
         axes.set_ylim(bottom=min(positive) / 2)
     axes.set_ylabel("RGN (norm per element)", fontsize=9)
     _legend(axes)
-    _tidy(axes)
+    tidy_axes(axes)
 
 
 def _legend(axes: Any) -> None:
     axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
-
-
-def _tidy(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 class _ColourScale:
@@ -225,7 +211,7 @@ class _ColourScale:
         bar = figure.colorbar(
             self._mappable, cax=axes.inset_axes(bounds, transform=axes.transData), orientation="horizontal"
         )
-        bar.ax.xaxis.set_major_formatter(lambda value, _: format_bytes(round(value)))
+        label_bytes(bar.ax.xaxis)
         bar.ax.tick_params(labelsize=7)
         bar.ax.minorticks_off()
         bar.outline.set_visible(False)
@@ -297,27 +283,3 @@ def _longest_arc(graph: nx.DiGraph, places: Mapping[str, Place]) -> float:
 
 def _centre(place: Place) -> tuple[float, float]:
     return place.column * _COLUMN, -place.row * _ROW
-
-
-def _check_suffix(path: Path, known: Sequence[str], subject: str) -> None:
-    if path.suffix not in known:
-        found = f"suffix {path.suffix!r} is not known" if path.suffix else "the name has no suffix"
-        raise TradyError(f"{subject} {path}: {found}. Use {' or '.join(known)}.")
-
-
-def _save(figure: Any, path: Path, dpi: float) -> None:
-    content = io.BytesIO()
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(content, format=path.suffix[1:], dpi=dpi, metadata=metadata)
-    write_atomically(path, content.getvalue())
-
-
-@contextmanager
-def _matplotlib() -> Iterator[None]:
-    """Matplotlib with text as text in SVG and the same bytes each time; its settings are as before afterwards."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise TradyError('Drawing needs matplotlib, which is not installed. Run: pip install "trady[plot]"') from error
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trady", "font.family": "DejaVu Sans"}):
-        yield

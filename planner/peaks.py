@@ -6,14 +6,14 @@ each drawn channel. The peak is the largest of these sums and what always lives.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.cost_records import SLICE_BLOCK, SliceCosts
+from trady.planner.cost_records import SLICE_BLOCK, KeptBytes, SliceCosts
 from trady.planner.ledger import CostTable
 
 Bytes = NDArray[np.int64]
@@ -55,6 +55,9 @@ class Moment:
         stored: ``(group, input)`` pairs whose drawn channels are stored.
         gradients: Layers whose slices have their gradients.
         slice: Workspace of the slice gradient that runs.
+        always_gradients: Of ``fixed``, the gradients of always-trained parameters.
+        lines: ``(ledger line, upstream)`` -> of ``fixed`` and ``kept``, the bytes that are kept for backward when
+            anything of the upstream trains, whether or not something else holds them too.
     """
 
     kind: MomentKind
@@ -66,6 +69,8 @@ class Moment:
     stored: frozenset[tuple[int, int]]
     gradients: frozenset[int]
     slice: SliceCosts | None = None
+    always_gradients: int = 0
+    lines: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,9 +81,14 @@ class _Live:
     kept: dict[int, int] = field(default_factory=dict)
     stored: set[tuple[int, int]] = field(default_factory=set)
     gradients: set[int] = field(default_factory=set)
+    always_gradients: int = 0
+    lines: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def keep(self, upstream: int, num_bytes: int) -> None:
         self.kept[upstream] = self.kept.get(upstream, 0) + num_bytes
+
+    def enter(self, kept: KeptBytes, num_bytes: int) -> None:
+        self.lines[kept.line, kept.upstream] = self.lines.get((kept.line, kept.upstream), 0) + num_bytes
 
 
 class _Sweep:
@@ -99,6 +109,7 @@ class _Sweep:
         for place, operation in enumerate(self._table.operations):
             live.fixed += sum(self._table.storages[storage] for storage in operation.allocates)
             for kept in operation.kept:
+                live.enter(kept, kept.num_bytes)
                 if kept.storage is None:
                     live.keep(kept.upstream, kept.num_bytes)
                 else:
@@ -118,6 +129,7 @@ class _Sweep:
         for place in range(len(self._table.operations) - 1, -1, -1):
             operation = self._table.operations[place]
             live.fixed += operation.always_gradients
+            live.always_gradients += operation.always_gradients
             live.gradients.update(found.layer for found in operation.slices if found.completes)
             for found in operation.slices:
                 running = self._with(live, waiting.at(place, before=True))
@@ -132,6 +144,7 @@ class _Sweep:
         """What an operation kept is gone once its backward has run."""
         operation = self._table.operations[place]
         for kept in operation.kept:
+            live.enter(kept, -kept.num_bytes)
             if kept.storage is None or kept.storage in self._freed:
                 live.keep(kept.upstream, -kept.num_bytes)
         live.stored.difference_update(operation.stores)
@@ -145,7 +158,7 @@ class _Sweep:
                 yield self._moment(MomentKind.OPTIMIZER, -1, live, 0, None, work)
 
     def _with(self, live: _Live, gradients: Iterable[tuple[int, int]]) -> _Live:
-        running = _Live(live.fixed, dict(live.kept), live.stored, live.gradients)
+        running = replace(live, kept=dict(live.kept))
         for upstream, num_bytes in gradients:
             running.keep(upstream, num_bytes)
         return running
@@ -161,7 +174,9 @@ class _Sweep:
     ) -> Moment:
         kept = {upstream: num_bytes for upstream, num_bytes in live.kept.items() if num_bytes}
         stored, gradients = frozenset(live.stored), frozenset(live.gradients)
-        return Moment(kind, place, when, live.fixed, workspace, kept, stored, gradients, work)
+        lines = {key: num_bytes for key, num_bytes in live.lines.items() if num_bytes}
+        always = live.always_gradients
+        return Moment(kind, place, when, live.fixed, workspace, kept, stored, gradients, work, always, lines)
 
 
 class _Gradients:

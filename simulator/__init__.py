@@ -6,9 +6,13 @@ Exports are lazy: reading ``trady.simulator`` imports neither numpy nor torch.
 import importlib
 from typing import Any
 
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "Timeline": "moments",
+    "plot_timeline": "timeline_figures",
+    "timeline": "moments",
+}
 
-__all__: list[str] = []
+__all__ = ["Timeline", "plot_timeline", "timeline"]
 
 
 def __getattr__(name: str) -> Any:

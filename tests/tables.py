@@ -234,7 +234,7 @@ def peak_tables(draw: st.DrawFn, max_layers: int = 3, max_channels: int = 4) -> 
                     KeptBytes,
                     num_bytes=amounts,
                     upstream=places,
-                    line=st.just("residuals"),
+                    line=st.sampled_from(["residuals", "residuals", "always_trained"]),
                     storage=st.none() | st.just(place),
                 ),
                 max_size=1,

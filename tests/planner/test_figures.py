@@ -2,7 +2,6 @@
 
 import json
 import sys
-from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,7 +18,6 @@ from trady.planner.figures import (
     draw_graph,
     plot_plan,
     save_graph,
-    thinned_labels,
 )
 from trady.planner.module_graphs import MODEL, Place, layered_places, module_graph
 from trady.planner.plan import Plan
@@ -184,10 +182,3 @@ def test_paths_are_checked_before_the_work(tmp_path: Path) -> None:
         check_figure_path(tmp_path / "missing" / "a.svg")
     with pytest.raises(TradyError, match="does not exist"):
         check_graph_path(tmp_path / "missing" / "a.json")
-
-
-def test_labels_are_thinned_in_favour_of_what_trains() -> None:
-    assert thinned_labels(5, [1], most=10) == [0, 1, 2, 3, 4]
-    labels = thinned_labels(225, [100, 101, 224], most=100)
-    assert {100, 224} <= set(labels) and 101 not in labels
-    assert len(labels) <= 101 and min(b - a for a, b in pairwise(labels)) >= 3

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.plays import Play
 from tests.tables import all_counts, peak_tables
 from trady.planner.costing import build_cost_table
 from trady.planner.coverage import coverage_value
@@ -25,84 +26,6 @@ from trady.planner.refining import NOT_MEASURED
 from trady.planner.solving import TOLERANCE, Limits, SolverStatus, solve
 from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import trace
-
-
-class Play:
-    """One step with these counts, every block of memory by name."""
-
-    def __init__(self, table: CostTable, counts: Sequence[int]) -> None:
-        self.table, self.counts, self.live = table, counts, dict[Any, int]()
-        self.active = table.active_bits(counts)
-        self.most = 0
-
-    def trains(self, upstream: int) -> bool:
-        return self.table.is_trained(upstream, self.active)
-
-    def moment(self, workspace: int = 0) -> None:
-        self.most = max(self.most, sum(self.live.values()) + workspace)
-
-    def run(self) -> int:
-        for place in range(len(self.table.operations)):
-            self.forward(place)
-        for place in reversed(range(len(self.table.operations))):
-            self.backward(place)
-        self.optimizer()
-        return self.most
-
-    def forward(self, place: int) -> None:
-        operation = self.table.operations[place]
-        for storage in operation.allocates:
-            self.live["storage", storage] = self.table.storages[storage]
-        for number, kept in enumerate(operation.kept):
-            if kept.storage is None and self.trains(kept.upstream):
-                self.live["mask", place, number] = kept.num_bytes
-        for group, position in operation.stores:
-            tensor = self.table.groups[group].inputs[position]
-            if tensor.kept_by is None or not self.trains(tensor.kept_by):
-                most = self.table.group_counts(self.counts).get(group, 0)
-                self.live["stored", group, position] = most * tensor.channel_bytes
-        self.moment(operation.workspace)
-        if operation.recorded_when is not None and self.trains(operation.recorded_when):
-            self.moment(operation.recording)
-        for storage in operation.frees:
-            if not self.is_kept(storage, place):
-                del self.live["storage", storage]
-
-    def is_kept(self, storage: int, place: int) -> bool:
-        entries = (kept for found in self.table.operations[: place + 1] for kept in found.kept)
-        return any(kept.storage == storage and self.trains(kept.upstream) for kept in entries)
-
-    def backward(self, place: int) -> None:
-        operation = self.table.operations[place]
-        self.live["always", place] = operation.always_gradients
-        for work in operation.slices:
-            count = self.counts[work.layer]
-            self.live["gradient", work.layer] = count * self.table.layers[work.layer].gradient_bytes
-            if count:
-                self.moment(self.waiting(place, made=False) + work.num_bytes(count))
-        for found in operation.backwards:
-            if self.trains(found.upstream):
-                self.moment(self.waiting(place, made=True) + found.workspace)
-        for number, kept in enumerate(operation.kept):
-            self.live.pop(("mask", place, number), None)
-            if any(kept.storage in found.frees for found in self.table.operations):
-                self.live.pop(("storage", kept.storage), None)
-        for pair in operation.stores:
-            self.live.pop(("stored", *pair), None)
-
-    def waiting(self, place: int, made: bool) -> int:
-        total = 0
-        for flow in self.table.gradient_storages or ():
-            is_born = flow.born > place or (made and flow.born == place)
-            needed = [upstream for until, upstream in flow.uses if until <= place]
-            total += flow.num_bytes if is_born and needed and self.trains(needed[0]) else 0
-        return total
-
-    def optimizer(self) -> None:
-        trained = [
-            layer.gradient_bytes * count for layer, count in zip(self.table.layers, self.counts, strict=True) if count
-        ]
-        self.moment(self.table.optimizer_copies * max([self.table.largest_always_trained_bytes, *trained]))
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,88 @@
+"""What every figure needs: matplotlib with settings of its own, files of the same bytes each time, bytes on an axis."""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from trady.planner.errors import TradyError
+from trady.planner.files import write_atomically
+from trady.planner.units import format_bytes
+
+FIGURE_SUFFIXES: Final = (".png", ".svg")
+DPI: Final = 120
+_UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def check_suffix(path: Path, known: Sequence[str] = FIGURE_SUFFIXES, subject: str = "Figure") -> None:
+    """Refuse a file whose name says no format that can be written.
+
+    Raises:
+        TradyError: With the suffixes that are known.
+    """
+    if path.suffix not in known:
+        found = f"suffix {path.suffix!r} is not known" if path.suffix else "the name has no suffix"
+        raise TradyError(f"{subject} {path}: {found}. Use {' or '.join(known)}.")
+
+
+@contextmanager
+def matplotlib_ready() -> Iterator[None]:
+    """Matplotlib with text as text in SVG and the same bytes each time; its settings are as before afterwards.
+
+    Raises:
+        TradyError: It is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise TradyError('Drawing needs matplotlib, which is not installed. Run: pip install "trady[plot]"') from error
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trady", "font.family": "DejaVu Sans"}):
+        yield
+
+
+def save_figure(figure: Any, path: Path, dpi: float = DPI) -> None:
+    """Write a figure, whole or not at all; the same figure gives the same bytes.
+
+    Args:
+        figure: Of matplotlib.
+        path: ``.png`` or ``.svg``.
+        dpi: Pixels per inch of a ``.png``.
+
+    Raises:
+        TradyError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+    write_atomically(path, content.getvalue())
+
+
+def tidy_axes(axes: Any) -> None:
+    """No frame above and on the right, a faint grid behind."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def label_bytes(axis: Any) -> None:
+    """Sizes in readable units along an axis, each with the digits it needs to differ from the next."""
+    axis.set_major_formatter(lambda value, _: _tick_text(round(value)))
+
+
+def _tick_text(num_bytes: int) -> str:
+    unit = format_bytes(num_bytes).split()[1]
+    return f"{num_bytes / _UNITS[unit]:.6g} {unit}"
+
+
+def thinned_labels(num_places: int, wanted: Sequence[int], most: int) -> list[int]:
+    """Positions to label: all of them where there is room, else the wanted ones first, none too near another."""
+    if num_places <= most:
+        return list(range(num_places))
+    gap = math.ceil(num_places / most)
+    chosen: list[int] = []
+    for index in (*wanted, *range(0, num_places, gap)):
+        if all(abs(index - other) >= gap for other in chosen):
+            chosen.append(index)
+    return sorted(chosen)
