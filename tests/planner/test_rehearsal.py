@@ -247,9 +247,7 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 
 
 def test_training_that_diverges_is_told() -> None:
-    message = (
-        r"Training diverged: the mean loss of epoch 1 is .* at learning rate 30\. Lower --lr"
-    )
+    message = r"Training diverged: the mean loss of epoch 1 is .* at learning rate 30\. Lower --lr"
     with pytest.raises(CalibrationError, match=message):
         record_gradients(Net(), batches, epochs=3, learning_rate=30.0)
 
