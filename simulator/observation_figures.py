@@ -44,7 +44,7 @@ def draw_observations(observations: Observations, folder: str | Path) -> list[Pa
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TradyError(f"Folder {place} cannot be made: {error.strerror}. Choose another place.") from error
-    drawers: list[tuple[str, Any, Callable[[Any, Any, str], None]]] = [
+    drawers: list[tuple[str, Any, Callable[[Any, Any, Observations], None]]] = [
         ("rgn-cumulative", observations.rgn, _draw_rgn),
         ("layer-ranks", observations.layer_ranks, _draw_layer_ranks),
         ("channel-ranks", observations.channel_ranks, _draw_channel_ranks),
@@ -57,14 +57,14 @@ def draw_observations(observations: Observations, folder: str | Path) -> list[Pa
         for name, found, draw in drawers:
             if found is not None:
                 figure = Figure(layout="constrained")
-                draw(figure, found, f"{observations.model}, priorities of the plan: {observations.priorities}")
+                draw(figure, found, observations)
                 for suffix in (".png", ".svg"):
                     written.append(place / f"{name}{suffix}")
                     _save(figure, written[-1], _DPI)
     return written
 
 
-def _draw_rgn(figure: Any, curve: RgnCurve, subject: str) -> None:
+def _draw_rgn(figure: Any, curve: RgnCurve, of: Observations) -> None:
     number = len(curve.layers)
     width = min(20.0, max(7.0, 2.0 + 0.17 * number))
     figure.set_size_inches(width, 4.6 + 0.05 * min(_LONGEST_NAME, max(map(len, curve.layers))))
@@ -77,9 +77,9 @@ def _draw_rgn(figure: Any, curve: RgnCurve, subject: str) -> None:
     axes.axhline(curve.top_share, color=_REFERENCE, linewidth=0.8, linestyle="--")
     axes.axvline(curve.num_top - 0.5, color=_REFERENCE, linewidth=0.8, linestyle="--")
     _note(axes, (curve.num_top - 1, curve.top_share), (-8, -14), f"{curve.num_top} of {number} layers\nhold "
-          f"{format_share(curve.top_share)}", ha="right", va="top")  # fmt: skip
+          f"{format_share(curve.top_share, 0)}", ha="right", va="top")  # fmt: skip
     middle = number // 3
-    _note(axes, (middle, curve.cumulative[middle]), (8, -12), "sum so far", color=_COLOURS[3], va="top")
+    _note(axes, (middle, curve.cumulative[middle]), (4, -6), "sum so far", color=_COLOURS[3], va="top")
     _note(axes, (0, shares[0]), (10, 0), "share of each layer", color=_COLOURS[0], va="top")
     labelled = thinned_labels(number, (0,), most=int((width - 1.5) / 0.16))
     axes.set_xticks(labelled, [shorten(curve.layers[place], _LONGEST_NAME) for place in labelled])
@@ -87,21 +87,22 @@ def _draw_rgn(figure: Any, curve: RgnCurve, subject: str) -> None:
     axes.set(xlim=(-0.7, number - 0.3), ylim=(0, 1.04), ylabel="share of the total RGN")
     axes.set_xlabel("layers, the largest RGN first", fontsize=9)
     _shares_along_y(axes)
-    _finish(axes, f"Where the reweighted gradient norm (RGN) lies\n{subject}")
+    _finish(axes, f"Where the reweighted gradient norm (RGN) lies\n{of.model}, norms of the plan: {of.priorities}")
 
 
-def _draw_layer_ranks(figure: Any, ranks: LayerRanks, subject: str) -> None:
+def _draw_layer_ranks(figure: Any, ranks: LayerRanks, of: Observations) -> None:
     size = len(ranks.labels)
     figure.set_size_inches(9.0 + 0.55 * min(size, _MOST_NUMBERS), 3.4 + 0.28 * min(size, _MOST_NUMBERS))
     left, right = figure.subplots(1, 2, width_ratios=(1.0 + 0.06 * size, 1.2))
     _draw_matrix(figure, left, ranks)
     _finish(left, "Spearman correlation of the layers' RGN", grid=False)
     lines = list(zip(ranks.labels[1:], ranks.with_plan, _cycled(), strict=False))
-    _draw_lines(right, lines, lowest=0.0, highest=1.0)
+    lowest = min(value for row in ranks.with_plan for value in (*row, _PAPERS_CORRELATION) if value is not None)
+    _draw_lines(right, lines, lowest=max(-1.0, lowest - 0.1), highest=1.0)
     _reference(right, _PAPERS_CORRELATION, f"the paper: {_PAPERS_CORRELATION} or more between tasks")
     right.set_ylabel("correlation with the plan's own RGN")
     _finish(right, "Each epoch against the plan")
-    figure.suptitle(f"Do layers keep their ranks? {subject}", fontsize=10)
+    figure.suptitle(f"Do layers keep their ranks? {of.model}, norms of the plan: {of.priorities}", fontsize=10)
 
 
 def _draw_matrix(figure: Any, axes: Any, ranks: LayerRanks) -> None:
@@ -117,12 +118,12 @@ def _draw_matrix(figure: Any, axes: Any, ranks: LayerRanks) -> None:
         return
     for row, found in enumerate(ranks.across):
         for column, value in enumerate(found):
-            text = "none" if value is None else f"{value:.2f}"
+            text = "none" if value is None else f"{value:.3f}"
             dark = value is not None and (value - lowest) / (1 - lowest) < 0.6
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
 
 
-def _draw_channel_ranks(figure: Any, ranks: Sequence[ChannelRanks], subject: str) -> None:
+def _draw_channel_ranks(figure: Any, ranks: Sequence[ChannelRanks], of: Observations) -> None:
     figure.set_size_inches(11.0, 4.0)
     left, right = figure.subplots(1, 2)
     coloured = list(zip(ranks, _cycled(), strict=False))
@@ -141,14 +142,14 @@ def _draw_channel_ranks(figure: Any, ranks: Sequence[ChannelRanks], subject: str
     _finish(left, "Channels inside their layer: median and 5-95 % of layers")
     overlaps = [(found.label, found.overlap, colour) for found, colour in coloured]
     _draw_lines(right, overlaps, lowest=0.0, highest=1.0, first=1)
-    _reference(right, ranks[0].chance, f"by chance {format_share(ranks[0].chance)}")
+    _reference(right, ranks[0].chance, f"by chance {format_share(ranks[0].chance, 0)}")
     _shares_along_y(right)
     right.set_ylabel("still in the top tenth one epoch later")
     _finish(right, "Top tenth of each layer's channels")
-    figure.suptitle(f"Do channels keep their ranks? {subject}", fontsize=10)
+    figure.suptitle(f"Do channels keep their ranks? {of.model}", fontsize=10)
 
 
-def _draw_courses(figure: Any, courses: Sequence[Course], subject: str) -> None:
+def _draw_courses(figure: Any, courses: Sequence[Course], of: Observations) -> None:
     figure.set_size_inches(11.0, 3.8)
     left, right = figure.subplots(1, 2)
     coloured = list(zip(courses, _cycled(), strict=False))
@@ -163,7 +164,7 @@ def _draw_courses(figure: Any, courses: Sequence[Course], subject: str) -> None:
     _draw_lines(right, losses, lowest=min(0.0, *(min(course.losses) for course in courses)), highest=1.05 * highest)
     right.set_ylabel("mean loss of the epoch")
     _finish(right, "The recorded training")
-    figure.suptitle(f"How heavy are the tails? {subject}", fontsize=10)
+    figure.suptitle(f"How heavy are the tails? {of.model}", fontsize=10)
 
 
 def _draw_lines(axes: Any, lines: Iterable[Line], *, lowest: float, highest: float, first: int = 0) -> None:
@@ -183,7 +184,8 @@ def _draw_lines(axes: Any, lines: Iterable[Line], *, lowest: float, highest: flo
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.get_major_locator().set_params(integer=True)
     gap = _LABEL_GAP * (highest - lowest)
-    for height, (_, label, colour) in zip(spread([end[0] for end in sorted(ends)], gap), sorted(ends), strict=True):
+    placed = spread([end[0] for end in sorted(ends)], gap, highest)
+    for height, (_, label, colour) in zip(placed, sorted(ends), strict=True):
         axes.annotate(
             shorten(label, _LONGEST_LABEL),
             (1.01, height),
@@ -194,8 +196,8 @@ def _draw_lines(axes: Any, lines: Iterable[Line], *, lowest: float, highest: flo
         )
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved apart, as little as need be, so that none is nearer to the next than ``gap``."""
+def spread(heights: Sequence[float], gap: float, highest: float) -> list[float]:
+    """Ascending heights moved apart, as little as need be: none nearer to the next than ``gap``, none above a limit."""
     groups: list[tuple[float, int]] = []
     for height in heights:
         centre, count = height, 1
@@ -203,7 +205,8 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
             other, members = groups.pop()
             centre, count = (centre * count + other * members) / (count + members), count + members
         groups.append((centre, count))
-    return [centre + gap * (place - (count - 1) / 2) for centre, count in groups for place in range(count)]
+    apart = [centre + gap * (place - (count - 1) / 2) for centre, count in groups for place in range(count)]
+    return [min(height, highest - gap * place) for place, height in zip(range(len(apart))[::-1], apart, strict=True)]
 
 
 def _aside(colour: str) -> float:

@@ -4,6 +4,8 @@ Everything here is arithmetic on a plan and on recordings of real gradients; wha
 
 Source:
     TraDy, arXiv 2510.19675: heavy-tailed gradients, layer ranks that hold across tasks, channel ranks that do not.
+    Recordings are shorter than the paper's trainings, and their norms are means over an epoch's batches: channels
+    keep their ranks for longer in them than from one batch to the next.
 """
 
 from collections.abc import Sequence
