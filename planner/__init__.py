@@ -7,16 +7,28 @@ import importlib
 from typing import Any
 
 _EXPORTS: dict[str, str] = {
+    "GradientRecording": "gradient_recordings",
     "Plan": "plan",
     "Priorities": "priorities",
     "calibrate": "calibration",
     "load_model": "loading",
     "make_plan": "planning",
     "open_data": "data",
+    "record_gradients": "rehearsal",
     "trace": "tracing",
 }
 
-__all__ = ["Plan", "Priorities", "calibrate", "load_model", "make_plan", "open_data", "trace"]
+__all__ = [
+    "GradientRecording",
+    "Plan",
+    "Priorities",
+    "calibrate",
+    "load_model",
+    "make_plan",
+    "open_data",
+    "record_gradients",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from trady.planner.errors import CalibrationError, TracingError
 from trady.planner.layers import Layer
 from trady.planner.options import NormMode, choose
 from trady.planner.priorities import LayerPriority, Priorities, PrioritySource, rounded_norms
-from trady.planner.tail_index import tail_index
+from trady.planner.tail_index import GradientSamples
 from trady.planner.tracing import Trace, trace
 from trady.planner.training_step import (
     Batch,
@@ -27,9 +27,6 @@ from trady.planner.training_step import (
     step_loss,
     synthetic_targets,
 )
-
-#: Gradient elements of each layer and batch kept for the tail index.
-_TAIL_SAMPLES: Final = 1024
 
 
 def calibrate(
@@ -68,12 +65,12 @@ def calibrate(
     size = 0
     with undisturbed(model, mode, seed), ExitStack() as hooks:
         for number, item in enumerate(batches):
-            batch = _as_batch(item)
+            batch = as_batch(item)
             if collector is None:
                 size = batch_size_of(batch.inputs)
-                collector = _Collector(model, traced.layers if traced else _layers_of(model, batch, mode, loss), hooks)
+                collector = _Collector(model, (traced or trace_batch(model, batch, mode, loss)).layers, hooks)
             collector.start_batch(number)
-            _backward(model, batch, loss)
+            batch_loss(model, batch, loss).backward()
             if progress is not None:
                 progress(number + 1)
         if collector is None:
@@ -171,7 +168,7 @@ class _Collector:
     def __init__(self, model: nn.Module, layers: tuple[Layer, ...], hooks: ExitStack) -> None:
         self._layers = layers
         self._sums = {layer.weight_name: torch.zeros(layer.in_channels, dtype=torch.float64) for layer in layers}
-        self._samples: dict[str, list[Tensor]] = {layer.weight_name: [] for layer in layers}
+        self._samples = GradientSamples()
         self._batch = 0
         parameters = dict(model.named_parameters())
         for parameter in parameters.values():
@@ -193,7 +190,7 @@ class _Collector:
             origin=origin,
             num_batches=num_batches,
             batch_size=batch_size,
-            tail_index=self._tail_index(),
+            tail_index=self._samples.tail_index(num_batches),
             layers=layers,
         )
 
@@ -208,19 +205,9 @@ class _Collector:
                     "Check the data (normalisation, labels) and the weights, or leave the layer out with --exclude."
                 )
             self._sums[layer.weight_name] += norms.double().cpu()
-            flat = gradient.detach().flatten()
-            step = max(1, flat.numel() // _TAIL_SAMPLES)
-            self._samples[layer.weight_name].append(flat[::step][:_TAIL_SAMPLES].float().cpu())
+            self._samples.add(layer.weight_name, gradient)
 
         return reduce
-
-    def _tail_index(self) -> float | None:
-        """Over all layers; ``None`` under two batches, or where a layer saw no gradient in some."""
-        full = [samples for samples in self._samples.values() if len(samples) == self._batch + 1]
-        if self._batch < 1 or not full:
-            return None
-        found = tail_index(torch.cat([torch.stack(samples, dim=1) for samples in full]))
-        return None if found is None else float(f"{found:.4g}")
 
 
 def _layer_priority(layer: Layer, norms: list[float]) -> LayerPriority:
@@ -233,24 +220,29 @@ def _layer_priority(layer: Layer, norms: list[float]) -> LayerPriority:
     )
 
 
-def _layers_of(model: nn.Module, batch: Batch, norm: NormMode, loss: LossFunction | None) -> tuple[Layer, ...]:
+def trace_batch(model: nn.Module, batch: Batch, norm: NormMode, loss: LossFunction | None, head: str = "auto") -> Trace:
+    """Trace the step on one batch.
+
+    Raises:
+        CalibrationError: The step cannot be followed.
+    """
     size = batch_size_of(batch.inputs)
+    targets = batch.targets if loss else None
     try:
-        traced = trace(
-            model, batch.inputs, targets=batch.targets if loss else None, loss=loss, norm=norm, batch_sizes=(size,)
-        )
+        return trace(model, batch.inputs, targets=targets, loss=loss, norm=norm, head=head, batch_sizes=(size,))
     except TracingError as error:
         raise CalibrationError(f"Calibration cannot follow the model on the first batch. {error}") from error
-    return traced.layers
 
 
-def _backward(model: nn.Module, batch: Batch, loss: LossFunction | None) -> None:
+def batch_loss(model: nn.Module, batch: Batch, loss: LossFunction | None) -> Tensor:
+    """The step's loss on a batch, which is taken to the model's device."""
     device = next(model.parameters()).device
     inputs, targets = (map_tensors(lambda tensor: tensor.to(device), part) for part in (batch.inputs, batch.targets))
-    step_loss(call_model(model, inputs), targets, loss).backward()
+    return step_loss(call_model(model, inputs), targets, loss)
 
 
-def _as_batch(item: Batch | tuple[Any, Any] | Mapping[str, Any]) -> Batch:
+def as_batch(item: Batch | tuple[Any, Any] | Mapping[str, Any]) -> Batch:
+    """One batch of whatever form: a Batch, a pair of inputs and targets, or keywords with the labels inside."""
     if isinstance(item, Batch):
         return item
     if isinstance(item, Mapping):

@@ -15,6 +15,9 @@ from trady.planner.units import parse_bytes
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FLOATS = [kind.value for kind in DType if kind is not DType.INT8]
+_RECORDING = "gradients.safetensors"
+#: Options of trady-profile that do not say which model.
+_ABOUT_PROFILE = {"output", "as_json", "macs", "norm", "record", "trace", "lr"}
 
 
 def _values(kind: Any) -> click.Choice[str]:
@@ -110,8 +113,16 @@ def plan_command(**options: Any) -> None:
 @click.option("-o", "--output", type=output_path(), help="Write the priorities (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print the priorities as JSON instead of a table.")
 @click.option("--macs", is_flag=True, help="Count forward multiply-adds with fvcore beside our rule.")
+@click.option("--norm", type=_values(NormMode), default="frozen", help="Norms with running statistics.")
+@click.option("--record", type=click.IntRange(min=1), metavar="N", help="Train N epochs and record the gradients.")
+@click.option("--trace", type=output_path(), help=f"File of the recording.  [default: {_RECORDING}]")
+@click.option(
+    "--lr", type=click.FloatRange(min=0, min_open=True), default=0.01, help="Learning rate of the recorded training."
+)
 def profile_command(**options: Any) -> None:
     """Measure the gradient norm of every input channel of MODEL: the priorities of later plans.
+
+    With --record, MODEL is also trained for a few epochs, and what every channel's gradient did is kept; no weight is.
 
     Example: trady-profile --data photos/ -o priorities.json torchvision:mobilenet_v2
     """
@@ -182,14 +193,26 @@ def _plan(
     tell_written(output, plot, graph, draw)
 
 
-def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) -> None:
-    check_outputs(output)
+def _profile(
+    *,
+    output: Path | None,
+    as_json: bool,
+    macs: bool,
+    record: int | None,
+    trace: Path | None,
+    lr: float,
+    **options: Any,
+) -> None:
+    recording = _recording_path(record, trace, options["data"])
+    check_outputs(output, recording)
     from trady.planner.reports import priorities_report
 
     with stages() as say:
         prepared, measure = _prepared(say, **options)
         found = _synthetic(prepared, say) if measure is None else measure()
         counted = _count_macs(prepared) if macs else None
+        if record is not None and recording is not None:
+            _record(prepared, record, lr, options, say).save(recording)
     if output is not None:
         found.save(output)
     if as_json:
@@ -198,7 +221,32 @@ def _profile(*, output: Path | None, as_json: bool, macs: bool, **options: Any) 
         Console().print(priorities_report(found))
     if counted is not None:
         Console(stderr=as_json).print("", counted)
-    tell_written(output)
+    tell_written(output, recording)
+
+
+def _recording_path(record: int | None, trace: Path | None, data: str | None) -> Path | None:
+    if record is None:
+        if trace is not None:
+            raise click.UsageError("--trace names the file of a recording. Give --record N with it.")
+        return None
+    if data is None:
+        raise click.UsageError("--record trains on labelled data. Give --data with it.")
+    return trace or Path(_RECORDING)
+
+
+def _record(prepared: Any, epochs: int, lr: float, options: dict[str, Any], say: Callable[[str], None]) -> Any:
+    from trady.planner.rehearsal import record_from_data
+
+    return record_from_data(
+        prepared,
+        epochs=epochs,
+        learning_rate=lr,
+        num_batches=options["calibration_batches"],
+        batch_size=options["calibration_batch_size"],
+        norm=options["norm"],
+        seed=options["seed"],
+        say=say,
+    )
 
 
 def _prepared(
@@ -260,7 +308,7 @@ def _count_macs(prepared: Any) -> Any:
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options about the model, and options about the plan."""
-    names = {parameter.name for parameter in profile_command.params} - {"output", "as_json", "macs"}
+    names = {parameter.name for parameter in profile_command.params} - _ABOUT_PROFILE
     about_model = {name: value for name, value in options.items() if name in names}
     return about_model, {name: value for name, value in options.items() if name not in names} | {
         "head": options["head"]

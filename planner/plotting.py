@@ -13,6 +13,8 @@ from trady.planner.units import format_bytes
 
 FIGURE_SUFFIXES: Final = (".png", ".svg")
 DPI: Final = 120
+#: Okabe and Ito's colours, told apart with any colour vision; their yellow is left out, which is pale on white.
+COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _UNITS: Final = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -86,3 +88,16 @@ def thinned_labels(num_places: int, wanted: Sequence[int], most: int) -> list[in
         if all(abs(index - other) >= gap for other in chosen):
             chosen.append(index)
     return sorted(chosen)
+
+
+def spread(heights: Sequence[float], gap: float, highest: float) -> list[float]:
+    """Ascending heights moved apart, as little as need be: none nearer to the next than ``gap``, none above a limit."""
+    groups: list[tuple[float, int]] = []
+    for height in heights:
+        centre, count = height, 1
+        while groups and centre - groups[-1][0] < gap * (count + groups[-1][1]) / 2:
+            other, members = groups.pop()
+            centre, count = (centre * count + other * members) / (count + members), count + members
+        groups.append((centre, count))
+    apart = [centre + gap * (place - (count - 1) / 2) for centre, count in groups for place in range(count)]
+    return [min(height, highest - gap * place) for place, height in zip(range(len(apart))[::-1], apart, strict=True)]

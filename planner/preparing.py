@@ -121,7 +121,7 @@ def priorities_from_data(
     model, loss = prepared.loaded.model, prepared.loaded.loss
 
     def batches() -> Iterator[Batch]:
-        return _batches(prepared.data, batch_size, num_batches, seed)
+        return take_batches(prepared.data, batch_size, num_batches, seed)
 
     first = next(batches(), None)
     if first is None:
@@ -133,7 +133,7 @@ def priorities_from_data(
     )
     say(f"Calibration will hold about {format_bytes(calibration_peak_bytes(traced))} at batch size {size}")
     if prepared.head:
-        fitted = _batches(prepared.data, batch_size, _HEAD_SHARE * num_batches, seed + 1)
+        fitted = take_batches(prepared.data, batch_size, _HEAD_SHARE * num_batches, seed + 1)
         accuracy = fit_head(model, prepared.head, fitted)
         say(f"Fitted the new head {prepared.head!r} to the data ({accuracy:.1%} of it right)")
     say(f"Measuring gradient norms on up to {num_batches} batches of {size}")
@@ -143,7 +143,7 @@ def priorities_from_data(
         loss=loss,
         norm=norm,
         source=PrioritySource.DATA,
-        origin=_origin(prepared.data),
+        origin=origin_of(prepared.data),
         seed=seed,
         traced=traced,
     )
@@ -167,9 +167,10 @@ def _picture_record(preprocessing: Preprocessing | None) -> PictureRecord | None
     return None if preprocessing is None else PictureRecord(**asdict(preprocessing))
 
 
-def _batches(
+def take_batches(
     data: LabelledData | Iterable[Batch] | None, batch_size: int, num_batches: int, seed: int
 ) -> Iterator[Batch]:
+    """At most so many batches of the data, the classes spread evenly over them where their labels are known."""
     if isinstance(data, LabelledData):
         # Half a small set fills a batch although some of it may be unreadable.
         yield from data.batches(min(batch_size, max(1, len(data) // 2)), seed=seed, limit=num_batches)
@@ -196,7 +197,7 @@ def _example_of(data: LabelledData | Iterable[Batch] | None, otherwise: Inputs) 
     """Inputs of the data, so that the plan is of the shapes that will be trained on."""
     if data is None:
         return otherwise
-    first = next(_batches(data, 2, 1, 0), None)
+    first = next(take_batches(data, 2, 1, 0), None)
     return otherwise if first is None else first.inputs
 
 
@@ -224,5 +225,6 @@ def _without_labels(inputs: Inputs) -> Inputs:
     return inputs
 
 
-def _origin(data: LabelledData | Iterable[Batch]) -> str:
+def origin_of(data: LabelledData | Iterable[Batch]) -> str:
+    """The data by name, for reports."""
     return Path(data.source).name if isinstance(data, LabelledData) else "batches of a function"

@@ -4,7 +4,7 @@ The words are Philox's, read raw: the same in every process and with every versi
 """
 
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,10 @@ def words_of_runs(seeds: Sequence[int], epoch: int, stream: int, count: int, fir
     generator = np.random.Philox(key=0)
     words = np.empty((len(seeds), count), dtype=np.uint64)
     counter = np.array([first // 4, 0, stream, epoch], dtype=np.uint64)
-    inner = {"counter": counter, "key": np.zeros(2, dtype=np.uint64)}
-    state = generator.state | {"state": inner}
+    key = np.zeros(2, dtype=np.uint64)
+    state: Any = {**generator.state, "state": {"counter": counter, "key": key}}
     for run, seed in enumerate(seeds):
-        inner["key"][:] = seed & _LOW_64_BITS, seed >> 64
+        key[:] = seed & _LOW_64_BITS, seed >> 64
         generator.state = state
         words[run] = generator.random_raw(count)
     return words

@@ -48,6 +48,7 @@ def headed_table(*columns: tuple[str, str]) -> Table:
 
 
 def heading(text: str) -> RenderableType:
+    """The title of a part of a report."""
     return Text(text, style="bold cyan")
 
 

@@ -66,18 +66,15 @@ class ChannelDraw:
         longest = max(members.values(), key=len)
         return all(np.array_equal(channels, longest[: len(channels)]) for channels in members.values())
 
-    def stored(self, table: CostTable) -> dict[int, int]:
-        """Channels stored per input group: the union of its members' draws."""
-        groups = self.by_group(table).items()
-        return {group: len(np.unique(np.concatenate(list(members.values())))) for group, members in groups}
-
     def ledger(self, table: CostTable) -> Ledger:
         """The ledger of a step with these channels.
 
-        Where the draws of an input group are nested it has one index; else each member has an index of its own.
+        An input group stores the union of its members' draws and, where these are nested, one index; else each
+        member has an index of its own.
         """
-        stored, indexed = self.stored(table), {}
+        stored, indexed = {}, {}
         for group, members in self.by_group(table).items():
+            stored[group] = len(np.unique(np.concatenate(list(members.values()))))
             nested = self.is_nested(members)
             indexed[group] = stored[group] if nested else sum(len(channels) for channels in members.values())
         return table.ledger(self.counts(table), stored, indexed)

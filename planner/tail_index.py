@@ -10,6 +10,29 @@ from trady.planner.errors import CalibrationError
 
 FEWEST_SAMPLES: Final = 100
 _ORDER_SEED: Final = 0
+#: Gradient elements of each weight kept of each batch.
+_KEPT_ELEMENTS: Final = 1024
+
+
+class GradientSamples:
+    """A few elements of every weight's gradient in each of several batches, for their tail index."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Keep the same elements of a weight's gradient in every batch, evenly spread."""
+        flat = gradient.detach().flatten()
+        step = max(1, flat.numel() // _KEPT_ELEMENTS)
+        self._samples.setdefault(name, []).append(flat[::step][:_KEPT_ELEMENTS].float().cpu())
+
+    def tail_index(self, num_batches: int) -> float | None:
+        """Over all weights, to four digits; ``None`` under two batches, or where no weight had a gradient in each."""
+        full = [samples for samples in self._samples.values() if len(samples) == num_batches]
+        if num_batches < 2 or not full:
+            return None
+        found = tail_index(torch.cat([torch.stack(samples, dim=1) for samples in full]))
+        return None if found is None else float(f"{found:.4g}")
 
 
 def tail_index(samples: Tensor) -> float | None:

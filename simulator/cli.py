@@ -23,7 +23,9 @@ _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
 
 @click.command("trady-simulate", context_settings=CONTEXT)
 @click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--policy", metavar="NAMES", help="Strategies to replay at the plan's budget, with commas.  [default: its]")
+@click.option(
+    "--policy", metavar="NAMES", help="Strategies to replay at the plan's budget, with commas.  [default: its]"
+)
 @click.option("--epochs", type=int, help="Epochs to replay.  [default: the plan's, or the recording's]")
 @click.option("--trials", type=int, default=1000, help="Runs to replay, with seeds from --seed on.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the first run.")
@@ -39,7 +41,9 @@ _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
 )
 @click.option("--plot", type=output_path(), help="Draw the replay, epoch by epoch (.png, .svg).")
 @click.option("--timeline", type=output_path(), help="Draw the bytes over one training step (.png, .svg).")
-@click.option("--figures", type=click.Path(file_okay=False, path_type=Path), help="Folder for the paper's observations.")
+@click.option(
+    "--figures", type=click.Path(file_okay=False, path_type=Path), help="Folder for the paper's observations."
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: one for each processor]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 def simulate_command(
@@ -74,7 +78,9 @@ def simulate_command(
         if as_json:
             click.echo(json.dumps(_document(loaded, reports, recordings, options["seed"]), indent=1))
         else:
-            _print(loaded, reports, recordings)
+            from trady.simulator.reports import simulation_report
+
+            Console().print(simulation_report(reports))
         tell_written(*written)
 
 
@@ -82,10 +88,13 @@ def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | Non
     """Fail before the work: a suffix nobody can draw, or no matplotlib."""
     if plot is None and timeline is None and figures is None:
         return
-    from trady.planner.drawing import check_drawing
+    from trady.planner.plotting import check_suffix, matplotlib_ready
 
     for path in (plot, timeline):
-        check_drawing(path)
+        if path is not None:
+            check_suffix(path)
+    with matplotlib_ready():
+        pass
 
 
 def _policies(policy: str | None, scheme: str | None, plan: "Plan") -> list[Strategy]:
@@ -146,7 +155,6 @@ def _draw(
         from trady.simulator.observation_figures import draw_observations
         from trady.simulator.observations import observe
 
-        figures.mkdir(parents=True, exist_ok=True)
         written += draw_observations(observe(plan, recordings), figures)
     return written
 
@@ -163,14 +171,6 @@ def _document(
         "timeline": timeline(plan, seed=seed).as_json() if has_peak else None,
         "observations": observe(plan, recordings).as_json(),
     }
-
-
-def _print(
-    plan: "Plan", reports: Sequence["SimulationReport"], recordings: Sequence["GradientRecording"]
-) -> None:
-    from trady.simulator.reports import simulation_report
-
-    Console().print(simulation_report(reports))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Costs:
         kept, all_inputs = stored @ self._input_elements, self._widths @ self._input_elements
         drawn, all_weights = counts @ self._weight_elements, self._sizes @ self._weight_elements
         measures = {
-            "activation_sparsity": 1.0 - kept / max(1, all_inputs),
+            "activation_sparsity": 1.0 - kept / np.maximum(1, all_inputs),
             "weight_derivative_sparsity": 1.0 - drawn / all_weights,
             "weight_grad_macs": self._lines.weight_grad_macs(counts),
             "backward_macs": self._lines.backward_macs(counts),

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trady.planner.plotting import COLOURS, FIGURE_SUFFIXES, check_suffix, plotting, save_figure, tidy
+from trady.planner.plotting import COLOURS, check_suffix, label_bytes, matplotlib_ready, save_figure, spread, tidy_axes
 from trady.planner.units import format_bytes
-from trady.simulator.labels import spread
 from trady.simulator.outcomes import Series, SimulationReport
 
 #: Measure -> title of its panel, and what its height is.
@@ -18,8 +17,6 @@ _PANELS: Final[Mapping[str, tuple[str, str]]] = {
     "running_cosine": ("sum of drawn gradients against the full sum", "cosine"),
     "used_bytes": ("bytes of the step", "bytes"),
 }
-_DPI: Final = 120
-_MARKERS: Final = "osD^vPX*ph"
 _MOST_THEORY: Final = 12
 
 
@@ -33,15 +30,15 @@ def plot_replay(reports: Sequence[SimulationReport], path: str | Path) -> None:
     Raises:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
     """
-    check_suffix(Path(path), FIGURE_SUFFIXES, "Figure")
-    with plotting():
+    check_suffix(Path(path))
+    with matplotlib_ready():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(13.5, 7.4), layout="constrained")
         figure.suptitle(_title(reports[0]), fontsize=11)
         for axes, name in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
             _draw_panel(axes, name, reports)
-        save_figure(figure, Path(path), _DPI)
+        save_figure(figure, Path(path))
 
 
 def _title(report: SimulationReport) -> str:
@@ -68,7 +65,7 @@ def _draw_panel(axes: Any, name: str, reports: Sequence[SimulationReport]) -> No
         _draw_budget(axes, reports[0])
     elif name not in ("waiting_time",):
         axes.set_ylim(bottom=0)
-    tidy(axes)
+    tidy_axes(axes)
     _label_ends(axes, ends, reports[0].epochs)
 
 
@@ -94,7 +91,7 @@ def _draw_budget(axes: Any, report: SimulationReport) -> None:
     axes.axhline(report.budget_bytes, color="#555555", linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate("budget", (1, report.budget_bytes), (2, 3), textcoords="offset points", fontsize=8, color="#555555")
     axes.set_ylim(0, 1.12 * report.budget_bytes)
-    axes.yaxis.set_major_formatter(lambda value, _: format_bytes(round(value)))
+    label_bytes(axes.yaxis)
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], epochs: int) -> None:
@@ -104,5 +101,12 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], epochs: int) 
     for height, (_, policy, colour) in zip(spread(heights, 0.055, 1.0), ends, strict=True):
         place = (epochs, low + height * (high - low))
         axes.annotate(
-            policy, place, (6, 0), textcoords="offset points", fontsize=8, color=colour, va="center", annotation_clip=False
+            policy,
+            place,
+            (6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+            va="center",
+            annotation_clip=False,
         )

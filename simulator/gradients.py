@@ -12,7 +12,7 @@ from trady.planner.plan import Plan
 from trady.planner.random_words import random_bits, unit_interval
 
 if TYPE_CHECKING:
-    from trady.planner.recordings import GradientRecording
+    from trady.planner.gradient_recordings import GradientRecording
 
 Vectors: TypeAlias = NDArray[np.float64]
 
@@ -137,9 +137,8 @@ class RecordedGradients(Gradients):
 
     def __init__(self, recording: "GradientRecording", plan: Plan) -> None:
         recording.check_fits(plan)
-        self.epochs, self._origin = recording.epochs, recording.origin
-        places = {name: place for place, name in enumerate(recording.layers)}
-        rows = [places[layer.name] for layer in plan.table.layers]
+        self.epochs, self._origin = recording.num_epochs, recording.header.origin
+        rows = recording.indices_of([layer.name for layer in plan.table.layers])
         self._norms = [recording.norms[row] for row in rows]
         self._sketches = [recording.sketches[row] for row in rows]
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from trady.planner.cost_records import INDEX_BYTES
 from trady.planner.errors import PlanError
 from trady.planner.ledger import PEAK_LINES, CostTable
 from trady.planner.peaks import Moment, MomentKind, with_margin
 from trady.planner.plan import Plan
-from trady.planner.schedule import ChannelDraw, draw
+from trady.planner.schedule import ChannelDraws, draw_runs
 
 #: The ledger's lines, and the margin that the peak is predicted with.
 PARTS: Final = (*PEAK_LINES, "margin")
@@ -106,28 +105,28 @@ def timeline(plan: Plan, *, epoch: int = 0, seed: int = 0) -> Timeline:
 
     Known limitations:
         Planning measures the kernels that can decide the peak: at lower moments a bound may stand for what a kernel
-        works in, so that less lives there. As in the peak, an input group has one index for each channel it stores,
-        also where its draws are not nested.
+        works in, so that less lives there.
     """
     if plan.table.gradient_storages is None:
         raise PlanError(
             f"Plan of {plan.model.source}: its table does not say when a step releases memory, so there is no "
             "timeline. Its notes say why the peak is not predicted; make it anew with trady-plan once that is mended."
         )
-    return Timeline(plan, epoch, seed, tuple(_Splitter(plan.table, draw(plan, epoch, seed=seed)).moments()))
+    return Timeline(plan, epoch, seed, tuple(_Splitter(plan.table, draw_runs(plan, epoch, [seed])).moments()))
 
 
 class _Splitter:
     """Tells by line what lives at each moment of a step with the channels drawn."""
 
-    def __init__(self, table: CostTable, drawn: ChannelDraw) -> None:
-        self._table, self._counts, self._stored = table, drawn.counts(table), drawn.stored(table)
+    def __init__(self, table: CostTable, draws: ChannelDraws) -> None:
+        self._table, self._draws = table, draws
+        self._counts, self._stored = draws.counts[0].tolist(), draws.stored[0].tolist()
         self._active = table.active_bits(self._counts)
-        self._lasting = self._lasting_lines(drawn)
+        self._lasting = self._lasting_lines()
 
     def moments(self) -> Iterator[LiveMoment]:
         model = self._table.peak_model
-        values = model.values(self._counts, self._stored).tolist()
+        values = model.values(self._draws.counts, self._draws.stored)[0].tolist()
         for moment, num_bytes in zip(model.moments, values, strict=True):
             always_comes = moment.when is None and moment.slice is None
             if num_bytes or always_comes:
@@ -140,12 +139,13 @@ class _Splitter:
         operation = self._table.operations[moment.operation]
         return operation.target, operation.module
 
-    def _lasting_lines(self, drawn: ChannelDraw) -> dict[str, int]:
+    def _lasting_lines(self) -> dict[str, int]:
         """Lines that live all through the step; of what always trains the optimizer state and the drawn biases."""
-        lines = drawn.ledger(self._table).lines
-        found = {name: getattr(lines, name) for name in ("weights", "inputs", "optimizer_state", "active_weights")}
-        found["draw_index"] = INDEX_BYTES * sum(self._stored.values())
-        found["always_trained"] = self._table.lasting_bytes(self._counts, self._stored) - sum(found.values())
+        drawn = self._draws.counts, self._draws.stored, self._draws.indexed
+        lines = self._table.line_model.lines(*drawn)
+        names = ("weights", "inputs", "optimizer_state", "active_weights", "draw_index")
+        found = {name: int(lines[name][0]) for name in names}
+        found["always_trained"] = int(self._table.line_model.lasting_bytes(*drawn)[0]) - sum(found.values())
         return found
 
     def _split(self, moment: Moment, num_bytes: int) -> dict[str, int]:
@@ -172,4 +172,4 @@ class _Splitter:
         tensor = self._table.groups[group].inputs[position]
         if tensor.kept_by is not None and self._table.is_trained(tensor.kept_by, self._active):
             return 0
-        return self._stored.get(group, 0) * tensor.channel_bytes
+        return int(self._stored[group]) * tensor.channel_bytes

@@ -23,7 +23,7 @@ from trady.simulator.outcomes import MEASURES, Series, SimulationReport
 from trady.simulator.theory import closed_forms
 
 if TYPE_CHECKING:
-    from trady.planner.recordings import GradientRecording
+    from trady.planner.gradient_recordings import GradientRecording
 
 #: Bytes that the trials of one chunk may keep, and the most and fewest of them.
 _CHUNK_BYTES: Final = 96 * 2**20

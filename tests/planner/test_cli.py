@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
 
-from trady.planner import Plan, Priorities
+from trady.planner import GradientRecording, Plan, Priorities
 from trady.planner.cli import plan_command, profile_command
 
 NETWORKS = """
@@ -260,3 +260,51 @@ def test_interrupted_work_leaves_no_file(workplace: Path) -> None:
     assert process.returncode == 130
     assert "nothing was written" in errors
     assert sorted(path.name for path in workplace.glob("*.json")) == []
+
+
+@pytest.fixture
+def colours(workplace: Path) -> str:
+    """Pictures of four classes in an .npz."""
+    labels = np.arange(48) % 4
+    pixels = np.random.default_rng(0).integers(0, 90, (48, 16, 16, 3)) + 50 * labels[:, None, None, None]
+    np.savez(workplace / "colours.npz", x_train=pixels.astype(np.uint8), y_train=labels)
+    return "colours.npz"
+
+
+def test_profile_records_gradients_beside_priorities(workplace: Path, colours: str) -> None:
+    arguments = ("--data", colours, "--calibration-batches", "2", "--calibration-batch-size", "8", "nets:small")
+    result = profile("--record", "3", "--lr", "0.05", "--norm", "train", "-o", "priorities.json", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "Recorded epoch 3 of 3, mean loss" in result.stderr
+    assert "Wrote priorities.json" in result.stderr and "Wrote gradients.safetensors" in result.stderr
+    found = GradientRecording.load("gradients.safetensors")
+    header = found.header
+    assert (header.source, header.origin, header.seed, header.norm) == ("nets:small", colours, 0, "train")
+    assert (header.num_batches, header.batch_size, header.learning_rate) == (2, 8, 0.05)
+    assert found.layers == ("0", "3") and found.num_epochs == 3
+    assert plan("--budget", "4KB", "-o", "plan.json", *arguments).exit_code == 0
+    found.check_fits(Plan.load("plan.json"))
+    assert profile("--record", "3", "--lr", "0.05", "--norm", "train", "--trace", "b", *arguments).exit_code == 0
+    assert Path("b").read_bytes() == Path("gradients.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--record", "3"), "--record trains on labelled data. Give --data"),
+        (("--record", "0", "--data", "colours.npz"), "0 is not in the range x>=1"),
+        (("--record", "1", "--lr", "0", "--data", "colours.npz"), "0.0 is not in the range x>0"),
+        (("--trace", "b", "--data", "colours.npz"), "--trace names the file of a recording. Give --record N"),
+    ],
+)
+def test_recordings_asked_for_wrongly(colours: str, arguments: tuple[str, ...], message: str) -> None:
+    result = profile(*arguments, "nets:small")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_recordings_that_cannot_be(workplace: Path, colours: str) -> None:
+    arguments = ("--record", "2", "--data", colours, "--calibration-batch-size", "8", "nets:small")
+    told(profile("--lr", "1e30", *arguments), "Lower --lr")
+    told(profile("--trace", "missing/b", *arguments), "does not exist")
+    assert not Path("gradients.safetensors").exists()
