@@ -5,28 +5,23 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trady.planner.ledger import SCOPE_LINES
-from trady.planner.options import Scope
+from trady.planner.ledger import UPDATE_LINES
 from trady.planner.report_parts import format_count, format_share, headed_table, heading, item
 from trady.planner.units import format_bytes
 from trady.simulator.outcomes import Series, SimulationReport
 
 #: What is worth its value at the end, and what its mean over the epochs.
 _AT_THE_END = ("rgn_reached", "channels_reached", "running_cosine")
-_WITH_THEORY = ("channels_reached", "rgn_reached", "waiting_time", "captured_share")
 _NAMES = {
-    "rgn_reached": "RGN reached",
     "channels_reached": "channels reached",
+    "rgn_reached": "RGN reached",
+    "waiting_time": "epochs waited",
     "captured_share": "captured share",
-    "cosine": "cosine",
-    "running_cosine": "running cosine",
-    "waiting_time": "waiting time",
-    "activation_sparsity": "activation sparsity",
-    "weight_derivative_sparsity": "weight-derivative sparsity",
-    "weight_grad_macs": "weight-derivative MACs",
-    "backward_macs": "backward MACs",
-    "used_bytes": "bytes used",
 }
+_LINES = {"saved_activations": "stored inputs", "optimizer_state": "state", "draw_index": "index"}
+_COSTS = ("activation_sparsity", "weight_derivative_sparsity", "weight_grad_macs", "backward_macs")
+_MACS = ("weight-grad MACs", "backward MACs")
+_FIRST_COLUMN = 16
 _ERRORS = 1.96
 
 
@@ -36,7 +31,7 @@ def simulation_report(reports: Sequence[SimulationReport]) -> RenderableType:
     parts: list[RenderableType] = [_headline(first), "", heading("Reached and followed")]
     parts += [_reach_table(reports), Text(_reach_note(first), style="dim")]
     parts += ["", heading("Counted beside closed forms, after the last epoch"), *map(_theory_table, reports)]
-    parts += ["", heading("Cost of an epoch's step"), _cost_table(reports)]
+    parts += ["", heading("Cost of an epoch's step"), *_cost_tables(reports)]
     parts += ["", heading("To know"), *(item(note) for note in _notes(reports))]
     return Group(*parts)
 
@@ -48,26 +43,34 @@ def _headline(report: SimulationReport) -> RenderableType:
 
 
 def _reach_table(reports: Sequence[SimulationReport]) -> RenderableType:
-    names = ("rgn_reached", "channels_reached", "waiting_time", "captured_share", "running_cosine")
-    table = headed_table(("policy", "<"), ("layers", ">"), *((_NAMES[name], ">") for name in names))
+    columns = {
+        "rgn_reached": "RGN",
+        "channels_reached": "channels",
+        "waiting_time": "waits",
+        "captured_share": "captured",
+        "running_cosine": "running cosine",
+    }
+    table = headed_table(("policy", "<"), ("layers", ">"), *((name, ">") for name in columns.values()))
     for report in reports:
-        values = (measure_text(name, _shown(report, name)) for name in names)
+        values = (measure_text(name, _shown(report, name)) for name in columns)
         table.add_row(report.policy, str(report.num_eligible), *values)
     return table
 
 
 def _reach_note(report: SimulationReport) -> str:
     return (
-        f"RGN, channels and running cosine after {report.epochs} epochs; waiting time (epochs between a channel's "
-        "updates) and captured share of the squared gradient norm on average."
+        f"RGN and channels: shares drawn at least once in {report.epochs} epochs. Waits: epochs between a channel's "
+        "updates. Captured: share of the squared gradient norm in an epoch. Running cosine: of all drawn gradients' "
+        "sum with all full ones'. Waits and captured are means over the epochs."
     )
 
 
 def _theory_table(report: SimulationReport) -> RenderableType:
-    rows = [(name, report.measures[name]) for name in _WITH_THEORY if _has_theory(report.measures[name])]
+    rows = [(name, report.measures[name]) for name in _NAMES if _has_theory(report.measures[name])]
     if not rows:
         return Text(f"{report.policy}: its draw has no closed form.", style="dim")
     table = headed_table((report.policy, "<"), ("counted", ">"), ("closed form", ">"), ("5 to 95 % of trials", ">"))
+    table.columns[0].min_width = _FIRST_COLUMN
     for name, series in rows:
         assert series.theory is not None and series.mean[-1] is not None
         counted = f"{measure_text(name, series.mean[-1])} ±{_error_text(name, series)}"
@@ -85,21 +88,29 @@ def _error_text(name: str, series: Series) -> str:
     return f"{error:.3f}" if name == "waiting_time" else f"{100 * error:.3f} %"
 
 
-def _cost_table(reports: Sequence[SimulationReport]) -> RenderableType:
-    table = headed_table(("", "<"), *((report.policy, ">") for report in reports))
-    for name in ("activation_sparsity", "weight_derivative_sparsity", "weight_grad_macs", "backward_macs"):
-        table.add_row(_NAMES[name], *(measure_text(name, _shown(report, name)) for report in reports))
-    for line in _shown_lines(reports[0]):
-        table.add_row(line.replace("_", " "), *(_bytes_text(report.lines[line].over_epochs) for report in reports))
+def _cost_tables(reports: Sequence[SimulationReport]) -> list[RenderableType]:
     scope = reports[0].scope
-    table.add_section()
-    table.add_row(f"scope {scope}", *(_bytes_text(report.measures["used_bytes"].over_epochs) for report in reports))
-    table.add_row("highest of all", *(_bytes_text(report.highest_used_bytes) for report in reports))
-    return table
+    used = headed_table(
+        ("policy", "<"), (f"scope {scope}", ">"), ("highest", ">"), *((line, ">") for line in _line_heads(reports[0]))
+    )
+    saved = headed_table(
+        ("policy", "<"), ("stored inputs saved", ">"), ("weight grads saved", ">"), *((name, ">") for name in _MACS)
+    )
+    for report in reports:
+        mean = _bytes_text(report.measures["used_bytes"].over_epochs)
+        lines = (_bytes_text(report.lines[line].over_epochs) for line in _shown_lines(report))
+        used.add_row(report.policy, mean, _bytes_text(report.highest_used_bytes), *lines)
+        saved.add_row(report.policy, *(measure_text(name, _shown(report, name)) for name in _COSTS))
+    return [used, "", saved]
+
+
+def _line_heads(report: SimulationReport) -> list[str]:
+    return [_LINES.get(line, line.replace("_", " ")) for line in _shown_lines(report)]
 
 
 def _shown_lines(report: SimulationReport) -> list[str]:
-    return [line for line in SCOPE_LINES[Scope(report.scope)] if line in report.lines]
+    """The lines of the smallest scope: those that the draw decides."""
+    return [line for line in UPDATE_LINES if line in report.lines]
 
 
 def _shown(report: SimulationReport, name: str) -> float | None:
@@ -114,10 +125,10 @@ def measure_text(name: str, value: float | None) -> str:
     if name == "used_bytes":
         return format_bytes(round(value))
     if name.endswith("macs"):
-        return f"{format_count(round(value))} MACs"
+        return format_count(round(value))
     if name.endswith("cosine"):
         return f"{value:.3f}"
-    return f"{value:.2f} epochs" if name == "waiting_time" else format_share(value)
+    return f"{value:.2f}" if name == "waiting_time" else format_share(value)
 
 
 def _bytes_text(value: float | None) -> str:
