@@ -4,8 +4,9 @@ Everything here is arithmetic on a plan and on recordings of real gradients; wha
 
 Source:
     TraDy, arXiv 2510.19675: heavy-tailed gradients, layer ranks that hold across tasks, channel ranks that do not.
-    Recordings are shorter than the paper's trainings, and their norms are means over an epoch's batches: channels
-    keep their ranks for longer in them than from one batch to the next.
+
+Known limitations:
+    A recorded norm is the mean over an epoch's batches, which is steadier than the norm of one batch.
 """
 
 from collections.abc import Sequence
