@@ -7,12 +7,26 @@ import importlib
 from typing import Any
 
 _EXPORTS: dict[str, str] = {
+    "SimulationReport": "outcomes",
     "Timeline": "moments",
+    "draw_observations": "observation_figures",
+    "observe": "observations",
+    "plot_replay": "figures",
     "plot_timeline": "timeline_figures",
+    "simulate": "replay",
     "timeline": "moments",
 }
 
-__all__ = ["Timeline", "plot_timeline", "timeline"]
+__all__ = [
+    "SimulationReport",
+    "Timeline",
+    "draw_observations",
+    "observe",
+    "plot_replay",
+    "plot_timeline",
+    "simulate",
+    "timeline",
+]
 
 
 def __getattr__(name: str) -> Any:

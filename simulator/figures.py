@@ -97,8 +97,9 @@ def _draw_budget(axes: Any, report: SimulationReport) -> None:
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], epochs: int) -> None:
     """Each line's name at its end, pushed apart where they would meet."""
     low, high = axes.get_ylim()
-    heights = [(value - low) / ((high - low) or 1.0) for value, _, _ in ends]
-    for height, (_, policy, colour) in zip(spread(heights, 0.055, 1.0), ends, strict=True):
+    upwards = sorted(ends)
+    heights = [(value - low) / ((high - low) or 1.0) for value, _, _ in upwards]
+    for height, (_, policy, colour) in zip(spread(heights, 0.055, 1.0), upwards, strict=True):
         place = (epochs, low + height * (high - low))
         axes.annotate(
             policy,

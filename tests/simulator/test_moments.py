@@ -21,7 +21,7 @@ from trady.planner.options import Scope, Strategy
 from trady.planner.peaks import MomentKind, with_margin
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
-from trady.planner.schedule import draw
+from trady.planner.schedule import draw, draw_runs
 from trady.planner.tracing import trace
 from trady.simulator import Timeline, timeline
 from trady.simulator.moments import PARTS, LiveMoment
@@ -76,13 +76,13 @@ def test_each_moment_is_that_of_the_step_played_through(plan: Plan) -> None:
 @settings(max_examples=200, deadline=None)
 @given(plans(*FILLING, Strategy.SOLVER), st.integers(0, 4), st.integers(0, 2**40))
 def test_the_highest_moment_is_the_peak_of_the_draws_ledger(plan: Plan, epoch: int, seed: int) -> None:
-    table, drawn = plan.table, draw(plan, epoch, seed=seed)
+    table, draws = plan.table, draw_runs(plan, epoch, [seed])
     found = timeline(plan, epoch=epoch, seed=seed)
-    assert found.peak_bytes == drawn.ledger(table).scopes.peak
+    assert found.peak_bytes == draw(plan, epoch, seed=seed).ledger(table).scopes.peak
     assert all(num_bytes >= 0 for moment in found.moments for num_bytes in moment.num_bytes.values())
-    counts, stored = drawn.counts(table), drawn.stored(table)
-    values = with_margin(table.peak_model.values(counts, stored)) + table.lasting_bytes(counts, stored)
-    floor = table.lasting_bytes(counts, stored)
+    amounts = draws.counts, draws.stored, draws.indexed
+    floor = int(table.line_model.lasting_bytes(*amounts)[0])
+    values = with_margin(table.peak_model.values(*amounts[:2])[0]) + floor
     assert [moment.total_bytes for moment in found.moments if moment.total_bytes > floor] == [
         total for total in values.tolist() if total > floor
     ]
