@@ -259,6 +259,28 @@ TOYS: Final[dict[str, Callable[[], Example]]] = {
     "distilled": lambda: (Distilled(), tokens()),
     "dict-inputs": lambda: (FromDict(), {"pixel_values": pictures(), "input_ids": ids(), "scale": 2.0}),
 }
+#: Toys of every kind of layer and joint; the others vary these.
+ONE_OF_EACH: Final = frozenset(
+    {
+        "conv-bn-relu6-in-place",
+        "depthwise-separable",
+        "grouped",
+        "transposed",
+        "conv1d",
+        "conv3d",
+        "pools-and-dropout",
+        "residual-in-place",
+        "squeeze-excite",
+        "branches",
+        "cross-attention",
+        "encoder-layer",
+        "tied-language-model",
+        "used-twice",
+        "bare-parameter",
+        "stacked-experts",
+        "dict-inputs",
+    }
+)
 #: Toys without a layer to draw channels of.
 UNDRAWN: Final = frozenset({"weight-norm"})
 

@@ -1,15 +1,17 @@
 """What several tests need: the asset folder, the networks of ``examples/``, toy nets, the judge, the zoo."""
 
+import gc
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,6 +25,29 @@ FACTORIES = {
 }
 
 Example = tuple[nn.Module, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_stay() -> Iterator[None]:
+    """Tests that collect garbage need not go through all of PyTorch each time: what is imported by now stays."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Toys are fastest on one thread, above all where other processes want the cores."""
+    threads = torch.get_num_threads()
+    takes_all = item.get_closest_marker("slow") or item.get_closest_marker("threads")
+    torch.set_num_threads(threads if takes_all else 1)
+    try:
+        return (yield)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from grids import slow_but
 from trady.engine import Engine
 from trady.planner import Plan, make_plan
 from trady.planner.training_step import batch_size_of, call_model, step_loss
@@ -79,7 +80,9 @@ def plans() -> dict[tuple[str, ...], Plan]:
 WAYS = ["reentrant", "not reentrant", "sequential", "nested"]
 
 
-@pytest.mark.parametrize("attached", [True, False], ids=["attached", "engine"])
+@pytest.mark.parametrize(
+    "attached", [pytest.param(True, id="attached"), pytest.param(False, id="engine", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("exclude", [(), ("stem",)], ids=["all", "not the stem"])
 def test_checkpointed_blocks_have_the_dense_gradients(
@@ -188,7 +191,7 @@ def check_switch(net: nn.Module, inputs: Any, switch: Callable[[], Any], judges:
     judges.assert_dense_gradients(engine, twin, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("name", slow_but({"test_vit"}.__contains__, ["test_vit", "test_efficientnet"]))
 def test_timms_own_switch(name: str, judges: ModuleType) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -197,7 +200,7 @@ def test_timms_own_switch(name: str, judges: ModuleType) -> None:
     check_switch(net, torch.randn(2, 3, size, size), net.set_grad_checkpointing, judges, "64KB")
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("reentrant", slow_but(lambda reentrant: not reentrant, [True, False]))
 def test_transformers_own_switch(reentrant: bool, judges: ModuleType) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
+from grids import slow_but
 from trady.engine.binding import DrawnGroup, DrawnLayer, LeanMode, Redirections
 from trady.engine.slices import SliceGeometry
 from trady.planner.layers import LayerKind
@@ -212,6 +213,9 @@ PRODUCTS = {
     ),
 }
 WEIGHTED = {**CONVOLUTIONS, **PRODUCTS}
+#: One of each kind.
+KINDS = {"1d", "2d", "3d", "grouped", "depthwise", "transposed", "unbatched", "channels last", "same, even kernel"}
+KINDS |= {"aten convolution", "linear", "addmm", "@", "matmul, one sample", "mm", "rows apart", "columns apart"}
 
 
 @contextlib.contextmanager
@@ -255,8 +259,9 @@ def dense_gradients(case: Weighted, dtype: torch.dtype) -> tuple[Tensor, list[Te
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("name", WEIGHTED)
-@pytest.mark.parametrize("whole", [False, True], ids=["own channels", "input kept anyway"])
+@pytest.mark.parametrize(
+    ("name", "whole"), slow_but(lambda name, whole: not whole or name in KINDS, WEIGHTED, [False, True])
+)
 def test_a_drawn_layer_has_the_dense_gradients_and_keeps_its_channels(name: str, whole: bool) -> None:
     case = WEIGHTED[name]
     expected, gradients = dense_gradients(case, torch.float32)
@@ -290,7 +295,7 @@ def test_a_frozen_layer_passes_the_dense_gradients_and_keeps_nothing(name: str) 
     assert not kept and weight.grad is None
 
 
-@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("name", slow_but(KINDS.__contains__, WEIGHTED))
 def test_upstream_of_what_trains_nothing_requires_a_gradient(name: str) -> None:
     case = WEIGHTED[name]
     inputs, weight, bias = (tensor if tensor is None else tensor.detach() for tensor in case.tensors(torch.float32))
@@ -300,7 +305,7 @@ def test_upstream_of_what_trains_nothing_requires_a_gradient(name: str) -> None:
     assert not outputs.requires_grad and not kept
 
 
-@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("name", slow_but(KINDS.__contains__, WEIGHTED))
 def test_an_always_trained_layer_trains_whole(name: str) -> None:
     case = WEIGHTED[name]
     inputs, weight, bias = case.tensors(torch.float32)
@@ -313,7 +318,7 @@ def test_an_always_trained_layer_trains_whole(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("name", slow_but(KINDS.__contains__, WEIGHTED))
 def test_gradients_are_those_of_the_function_itself(name: str) -> None:
     case = WEIGHTED[name]
     inputs, weight, bias = case.tensors(torch.float64)
@@ -543,9 +548,20 @@ SHAPES = {"7 x 5": (2, 3, 7, 5), "a multiple of 8": (2, 4, 6, 6), "empty": (0, 3
 VOLUMES = [name for name in (*SHAPES_ONLY, *POOLS) if name in ("average 3d", "3d", "3d, dilated")]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", [*MASKED, *SHAPES_ONLY, *POOLS])
+#: Of these every shape in every layout; of the others one shape in each layout.
+EVERYWHERE = {"relu", "hardtanh", "leaky_relu, in place", "dropout", "average", "adaptive", "1d", "2d", "3d"}
+ONCE = {("7 x 5", "contiguous"), ("a multiple of 8", "channels last")}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "layout"),
+    slow_but(
+        lambda name, shape, layout: name in EVERYWHERE or (shape, layout) in ONCE,
+        [*MASKED, *SHAPES_ONLY, *POOLS],
+        SHAPES,
+        LAYOUTS,
+    ),
+)
 def test_activations_and_pools_are_pytorchs_own(name: str, shape: str, layout: str) -> None:
     function = {**MASKED, **SHAPES_ONLY, **POOLS}[name]
     if ("one sample" in name and shape == "empty") or (name in VOLUMES and shape == "one"):

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 
 from cases import TOYS, UNDRAWN
+from grids import slow_but
 from trady.engine import Engine, reentry
 from trady.planner import Plan, make_plan
 from trady.planner.errors import EngineError
@@ -93,7 +94,12 @@ def test_a_step_has_the_dense_gradients_and_the_planned_bytes(
     check_step(judges, *planned(name, budget))
 
 
-@pytest.mark.parametrize("name", ["residual-in-place", "conv1d", "transposed", "self-attention-dropout"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        {"residual-in-place"}.__contains__, ["residual-in-place", "conv1d", "transposed", "self-attention-dropout"]
+    ),
+)
 @pytest.mark.parametrize(
     "options",
     [{"norm": "train"}, {"train_bias": True}, {"scope": "training", "budget": 6000}, {"head": "none"}],
@@ -103,8 +109,14 @@ def test_steps_planned_otherwise(name: str, options: dict[str, Any], planned: Pl
     check_step(judges, *planned(name, **options))
 
 
-@pytest.mark.parametrize("name", ["branches", "cross-attention"])
-@pytest.mark.parametrize("strategy", [name for name in Strategy if name is not Strategy.SU])
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    slow_but(
+        lambda name, strategy: name == "branches" or strategy is Strategy.TRADY,
+        ["branches", "cross-attention"],
+        [strategy for strategy in Strategy if strategy is not Strategy.SU],
+    ),
+)
 def test_every_strategy(name: str, strategy: Strategy, planned: Planned, judges: ModuleType) -> None:
     check_step(judges, *planned(name, strategy=strategy))
 
@@ -118,22 +130,39 @@ def test_static_schemes_draw_channels_that_are_not_nested(
     assert len(drawn["one"]) == 2 and len(drawn["three"]) == 1
 
 
-@pytest.mark.parametrize("name", ["conv-bn-relu6-in-place", "residual-in-place", "branches", "grouped"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        {"branches", "grouped"}.__contains__, ["conv-bn-relu6-in-place", "residual-in-place", "branches", "grouped"]
+    ),
+)
 def test_channels_last(name: str, planned: Planned, judges: ModuleType) -> None:
     net, plan, inputs, targets = planned(name, memory_format="channels_last")
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     check_step(judges, net, plan, inputs, targets)
 
 
-@pytest.mark.parametrize("name", ["branches", "pools-and-dropout", "cross-attention"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    slow_but(
+        lambda name, dtype: name == "branches" or (name, dtype) == ("cross-attention", "bfloat16"),
+        ["branches", "pools-and-dropout", "cross-attention"],
+        ["bfloat16", "float16"],
+    ),
+)
 def test_the_model_in_another_type(name: str, dtype: str, planned: Planned, judges: ModuleType) -> None:
     net, plan, inputs, targets = planned(name, dtype=dtype)
     cast = map_tensors(lambda x: x.to(getattr(torch, dtype)) if x.is_floating_point() else x, inputs)
     check_step(judges, net, plan, cast, targets, rtol=5e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", sorted({*SOME, "mlp", "encoder-layer", "hand-attention", "squeeze-excite"}))
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        {"branches", "pools-and-dropout", "transposed", "cross-attention", "encoder-layer"}.__contains__,
+        sorted({*SOME, "mlp", "encoder-layer", "hand-attention", "squeeze-excite"}),
+    ),
+)
 def test_autocast(name: str, planned: Planned, judges: ModuleType) -> None:
     net, plan, inputs, targets = planned(name, amp="bfloat16")
     with torch.autocast("cpu", dtype=torch.bfloat16):

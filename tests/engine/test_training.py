@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from grids import slow_but
 from trady.engine import stepping, training
 from trady.engine.checkpoints import CHECKPOINT_FILE, TUNED_FILE, load_checkpoint
 from trady.engine.outcomes import TrainingReport
@@ -158,6 +159,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "augmented-workers": {"augment": True, "workers": 1},
     "function": {"source": "train_nets:batches", "validation_source": "train_nets:held_out"},
 }
+FAST_RUNS = {"adamw-carried", "accumulated", "augmented-workers", "function"}
 STRATEGIES = ("trady", "medyate", "d-det-rgn", "s-full-random")
 
 
@@ -176,7 +178,7 @@ def stopped_and_resumed(
     return train(plan, chosen, folder / "stopped", resume=True)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(FAST_RUNS.__contains__, RUNS))
 def test_ctrl_c_saves_and_the_run_ends_the_same(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -189,7 +191,7 @@ def test_ctrl_c_saves_and_the_run_ends_the_same(
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", slow_but({"medyate", "d-det-rgn"}.__contains__, STRATEGIES))
 def test_runs_of_the_papers_strategies_end_the_same(
     planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
@@ -200,7 +202,7 @@ def test_runs_of_the_papers_strategies_end_the_same(
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("step", [1, 6, 12, 18])
+@pytest.mark.parametrize("step", slow_but({6}.__contains__, [1, 6, 12, 18]))
 def test_any_step_will_do(planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """The first step, the last of an epoch, the last of all."""
     plan = planned()
@@ -435,7 +437,7 @@ def test_clipping_bounds_a_step(planned: Planned, tmp_path: Path) -> None:
     assert 0 < change**0.5 <= 1e-3 * 1.001
 
 
-@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+@pytest.mark.parametrize("amp", slow_but({"float16"}.__contains__, ["bfloat16", "float16"]))
 def test_mixed_precision_learns(planned: Planned, tmp_path: Path, amp: str) -> None:
     plan = planned(amp=amp, epochs=4)
     history = train(plan, options(plan, learning_rate=0.3), tmp_path / "a").history

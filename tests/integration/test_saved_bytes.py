@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cases import TOYS
+from grids import slow_but
 from trady.planner.tracing import trace
 from trady.planner.training_step import map_tensors
 
@@ -26,6 +27,7 @@ SOME = (
     "tied-language-model",
     "weight-norm",
 )
+FEW = ("branches", "transposed", "pools-and-dropout", "self-attention-dropout")
 WITH_NORMS = ("conv-bn-relu", "conv-bn-relu6-in-place", "conv1d", "residual", "residual-in-place")
 PICTURES = (*WITH_NORMS[:2], *WITH_NORMS[3:], "depthwise-separable", "grouped", "squeeze-excite", "branches")
 SLOW = (
@@ -74,8 +76,10 @@ def test_norms_that_train_keep_their_statistics(name: str, cases: ModuleType, ju
     assert traced.saved_bytes > trace(net, inputs, norm="frozen", batch_sizes=(2,)).saved_bytes
 
 
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    slow_but(lambda name, dtype: name in (FEW if dtype == "bfloat16" else FEW[:1]), SOME, ["bfloat16", "float16"]),
+)
 def test_model_in_half_precision(name: str, dtype: str, cases: ModuleType, judges: ModuleType) -> None:
     net, inputs = cases.build(name)
     predicted = trace(net, inputs, dtype=dtype, batch_sizes=(2,)).saved_bytes
@@ -83,14 +87,14 @@ def test_model_in_half_precision(name: str, dtype: str, cases: ModuleType, judge
     assert predicted == judges.bytes_kept_by_autograd(net.to(getattr(torch, dtype)), cast, norm="frozen")
 
 
-@pytest.mark.parametrize("name", sorted({*SOME, *WITH_NORMS}))
+@pytest.mark.parametrize("name", slow_but({*FEW, "residual-in-place"}.__contains__, sorted({*SOME, *WITH_NORMS})))
 def test_autocast_keeps_casts_and_statistics(name: str, cases: ModuleType, judges: ModuleType) -> None:
     net, inputs = cases.build(name)
     predicted = trace(net, inputs, amp="bfloat16", norm="train", batch_sizes=(2,)).saved_bytes
     assert predicted == judges.bytes_kept_by_autograd(net, inputs, norm="train", amp=torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", slow_but({"residual-in-place", "grouped", "branches"}.__contains__, PICTURES))
 def test_channels_last(name: str, cases: ModuleType, judges: ModuleType) -> None:
     net, inputs = cases.build(name)
     predicted = trace(net, inputs, memory_format="channels_last", batch_sizes=(2,)).saved_bytes
@@ -98,7 +102,10 @@ def test_channels_last(name: str, cases: ModuleType, judges: ModuleType) -> None
     assert predicted == judges.bytes_kept_by_autograd(net, inputs, norm="frozen")
 
 
-@pytest.mark.parametrize("name", ["conv-bn-relu", "branches", "encoder-layer", "tied-language-model"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but({"branches"}.__contains__, ["conv-bn-relu", "branches", "encoder-layer", "tied-language-model"]),
+)
 def test_batch_of_64_is_read_off_the_line(name: str, cases: ModuleType, judges: ModuleType) -> None:
     net, inputs = cases.build(name)
     predicted = trace(net, inputs).at(64).saved_bytes

@@ -153,6 +153,7 @@ def test_names_that_do_not_fit_are_listed(tmp_path: Path, own_module: str) -> No
         load_model(save(state, tmp_path / "weights.pth"), arch=f"{own_module}:net")
 
 
+@pytest.mark.slow
 def test_without_arch_the_closest_architectures_are_listed(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     pytest.importorskip("timm")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from grids import slow_but
 from trady.planner.errors import LoadingError, UntrustedPickleError
 from trady.planner.loading import load_model
 from trady.planner.pickles import ACTIVATION_NAMES, INERT_CLASSES, allowed_names, scan_pickle
@@ -26,6 +27,7 @@ TORCHVISION = [
     "shufflenet_v2_x1_0", "mobilenet_v3_small", "maxvit_t",
 ]  # fmt: skip
 TIMM = ["resnet18", "efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto", "levit_128s", "dm_nfnet_f0"]
+FEW = {"mobilenet_v2", "swin_t", "densenet121", "efficientnet_lite0", "vit_tiny_patch16_224"}
 
 
 class RunsACommand:
@@ -59,7 +61,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", slow_but(FEW.__contains__, TORCHVISION))
 def test_torchvision_modules_come_back(name: str, tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     model = build_on_meta(lambda: models.get_model(name))
@@ -68,7 +70,7 @@ def test_torchvision_modules_come_back(name: str, tmp_path: Path) -> None:
     assert shapes(loaded) == shapes(model)
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", slow_but(FEW.__contains__, TIMM))
 def test_timm_modules_come_back(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     model = build_on_meta(lambda: timm.create_model(name))
