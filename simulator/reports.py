@@ -97,9 +97,7 @@ def _cost_tables(reports: Sequence[SimulationReport]) -> list[RenderableType]:
     used = headed_table(
         ("policy", "<"), (f"scope {scope}", ">"), ("highest", ">"), *((line, ">") for line in _line_heads(reports[0]))
     )
-    saved = headed_table(
-        ("policy", "<"), *((name, ">") for name in _COSTS.values())
-    )
+    saved = headed_table(("policy", "<"), *((name, ">") for name in _COSTS.values()))
     for report in reports:
         mean = _bytes_text(report.measures["used_bytes"].over_epochs)
         lines = (_bytes_text(report.lines[line].over_epochs) for line in _shown_lines(report))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -52,10 +53,19 @@ def moving(moment: LiveMoment, lasting: dict[str, int]) -> dict[str, int]:
     return {name: num_bytes for name, num_bytes in rest.items() if num_bytes}
 
 
+def kept_bytes(plan: Plan) -> Counter[str]:
+    """What autograd keeps besides the drawn channels, by line."""
+    table, found = plan.table, Counter[str]()
+    for (line, upstream), num_bytes in table.kept_terms.items():
+        if table.is_trained(upstream, table.active_bits(plan.counts)):
+            found[line] += num_bytes
+    return found
+
+
 def lasting_lines(plan: Plan) -> dict[str, int]:
     """What always lives: whole lines, and of what always trains all but gradients and what is kept."""
     lines = plan.ledger.lines
-    kept = plan.table.kept_bytes(plan.table.active_bits(plan.counts)).get("always_trained", 0)
+    kept = kept_bytes(plan)["always_trained"]
     gradients = sum(operation.always_gradients for operation in plan.table.operations)
     found = {name: getattr(lines, name) for name in LASTING}
     return {**found, "always_trained": lines.always_trained - kept - gradients}
@@ -100,7 +110,7 @@ def test_lines_are_the_ledgers_where_all_of_them_live(name: str, strategy: str) 
     found = timeline(plan)
     assert found.peak_bytes == plan.ledger.scopes.peak
     lines, lasting = plan.ledger.lines, lasting_lines(plan)
-    kept = plan.table.kept_bytes(plan.table.active_bits(plan.counts))
+    kept = kept_bytes(plan)
     loss = [moment for moment in found.moments if moment.kind is MomentKind.FORWARD][-1].num_bytes
     assert {name: loss[name] for name in LASTING} == {name: getattr(lines, name) for name in LASTING}
     assert (loss["saved_activations"], loss["residuals"]) == (lines.saved_activations, lines.residuals)
