@@ -13,6 +13,11 @@ Words: TypeAlias = NDArray[np.uint64]
 HalfWords: TypeAlias = NDArray[np.uint32]
 Channels: TypeAlias = NDArray[np.int64]
 
+#: Numbers worked on at a time: their intermediate results stay in the caches and in memory that is used again.
+SMALL_BLOCK: Final = 32768
+
+#: Words of 32 bits that one step of the generator's counter gives.
+_WORDS_OF_A_COUNTER: Final = 8
 _HALF: Final = np.uint64(32)
 _LOW_64_BITS: Final = 2**64 - 1
 
@@ -27,7 +32,23 @@ def permutation(seed: int, epoch: int, stream: int, count: int) -> Channels:
     return np.argsort(random_bits(seed, epoch, stream, count), kind="stable").astype(np.int64)
 
 
-def words_of_runs(seeds: Sequence[int], epoch: int, stream: int, count: int, first: int = 0) -> Words:
+class Scratch:
+    """Memory that draws of the same size use again and again: fresh pages cost more than what is computed in them."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array of that purpose and size, with anything in it."""
+        key = name, shape, np.dtype(dtype)
+        if key not in self._arrays:
+            self._arrays[key] = np.empty(shape, dtype=dtype)
+        return self._arrays[key]
+
+
+def words_of_runs(
+    seeds: Sequence[int], epoch: int, stream: int, count: int, first: int = 0, space: Scratch | None = None
+) -> Words:
     """The same words for many seeds: one generator is set to each, which costs a tenth of making it anew.
 
     Args:
@@ -36,12 +57,13 @@ def words_of_runs(seeds: Sequence[int], epoch: int, stream: int, count: int, fir
         stream: The purpose.
         count: Words for each run.
         first: Words of the stream to leave out, a multiple of 4.
+        space: Memory to use again, the result's included.
 
     Returns:
         ``[runs, count]``.
     """
     generator = np.random.Philox(key=0)
-    words = np.empty((len(seeds), count), dtype=np.uint64)
+    words = (space or Scratch()).array("words", (len(seeds), count), np.uint64)
     counter = np.array([first // 4, 0, stream, epoch], dtype=np.uint64)
     key = np.zeros(2, dtype=np.uint64)
     state: Any = {**generator.state, "state": {"counter": counter, "key": key}}
@@ -65,8 +87,35 @@ def half_words_of_runs(seeds: Sequence[int], epoch: int, stream: int, count: int
     Returns:
         ``[count, runs]``.
     """
-    whole = words_of_runs(seeds, epoch, stream, -(-count // 2), first // 2)
-    return np.ascontiguousarray(whole.astype("<u8", copy=False).view("<u4").T[:count])
+    return np.ascontiguousarray(_halves(words_of_runs(seeds, epoch, stream, -(-count // 2), first // 2)).T[:count])
+
+
+def fixed_words(
+    seeds: Sequence[int], stream: int, count: int, first_epoch: int, epochs: int, space: Scratch
+) -> HalfWords:
+    """Words of consecutive epochs that each take the same number: one stretch of a stream without epochs.
+
+    Args:
+        seeds: One for each run.
+        stream: The purpose.
+        count: Words of an epoch; a multiple of 8 is set aside for it.
+        first_epoch: The first epoch.
+        epochs: How many.
+        space: Memory to use again, the result's included.
+
+    Returns:
+        ``[count, epochs * runs]``, epoch after epoch.
+    """
+    stride = -(-count // _WORDS_OF_A_COUNTER) * _WORDS_OF_A_COUNTER
+    whole = words_of_runs(seeds, 0, stream, epochs * stride // 2, first_epoch * stride // 2, space)
+    halves = _halves(whole).reshape(len(seeds), epochs, stride)[:, :, :count]
+    words = space.array("halves", (count, epochs, len(seeds)), np.uint32)
+    words[:] = halves.transpose(2, 1, 0)
+    return words.reshape(count, -1)
+
+
+def _halves(words: Words) -> HalfWords:
+    return words.astype("<u8", copy=False).view("<u4")
 
 
 def integers_below(words: HalfWords, bounds: NDArray[np.uint64]) -> Channels:
@@ -82,30 +131,32 @@ def unit_interval(words: Words) -> NDArray[np.float64]:
     return ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
 
 
-def distinct_channels(words: HalfWords, in_channels: int) -> Channels:
+def distinct_channels(words: HalfWords, in_channels: int, space: Scratch | None = None) -> NDArray[Any]:
     """The first channels of a uniform permutation in many runs: a draw without repetition, one word for each channel.
 
     Args:
         words: ``[channels, runs]``.
         in_channels: Channels to draw from.
+        space: Memory to use again, the result's not included.
 
     Returns:
-        ``[channels, runs]``, each column without repetition.
+        ``[runs, channels]`` of a small unsigned type that also holds ``in_channels``; each row without repetition.
 
     Source:
         Fisher and Yates' shuffle, stopped after the channels wanted (Durstenfeld 1964).
     """
     count, runs = words.shape
-    kind = np.uint16 if in_channels <= 2**16 else np.uint32
-    order = np.empty((in_channels, runs), dtype=kind)
+    kind = np.uint16 if in_channels < 2**16 else np.uint32
+    order = (space or Scratch()).array("order", (in_channels, runs), kind)
     order[:] = np.arange(in_channels, dtype=kind)[:, None]
     flat, columns = order.reshape(-1), np.arange(runs)
-    steps = np.arange(count)[:, None]
-    places = integers_below(words, (in_channels - steps).astype(np.uint64)) + steps
-    places = places * runs + columns
     drawn = np.empty((count, runs), dtype=kind)
-    for step in range(count):
-        place = places[step]
-        drawn[step] = flat[place]
-        flat[place] = order[step]
-    return drawn.astype(np.int64)
+    at_once = max(1, SMALL_BLOCK // runs)
+    for first in range(0, count, at_once):
+        steps = np.arange(first, min(first + at_once, count))[:, None]
+        places = integers_below(words[first : first + at_once], (in_channels - steps).astype(np.uint64))
+        places = (places + steps) * runs + columns
+        for step, place in zip(range(first, count), places, strict=False):
+            flat.take(place, out=drawn[step], mode="clip")
+            flat[place] = order[step]
+    return np.ascontiguousarray(drawn.T)

@@ -133,7 +133,7 @@ def _scheme_record(plan: Plan, scheme: Mapping[str, float] | str | None) -> Stra
     channels = {}
     for index in eligible:
         words = half_words_of_runs([index], 0, _SCHEME_STREAM, counts[index])
-        drawn = distinct_channels(words, table.layers[index].in_channels)[:, 0]
+        drawn = distinct_channels(words, table.layers[index].in_channels)[0]
         channels[table.layers[index].name] = tuple(sorted(drawn.tolist()))
     return StrategyRecord(name=Strategy.SU, eligible=eligible, fixed_channels=channels)
 

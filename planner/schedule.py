@@ -4,7 +4,7 @@ All the randomness there is, for one run as the engine executes it and for many 
 them: the same function.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -19,7 +19,9 @@ from trady.planner.purse import Purses
 from trady.planner.random_words import (
     Channels,
     HalfWords,
+    Scratch,
     distinct_channels,
+    fixed_words,
     half_words_of_runs,
     unit_interval,
     words_of_runs,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 Norms: TypeAlias = NDArray[np.float64]
 #: Streams of random words of one seed and epoch that do not overlap.
 _CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM = range(3)
+#: Runs times epochs that are drawn at a time where counts are fixed.
+_ROWS_AT_ONCE: Final = 2000
 #: Stands for a norm of zero: drawn last, and in random order.
 _LEAST_WEIGHT: Final = 1e-30
 
@@ -87,7 +91,7 @@ class ChannelDraws:
     Args:
         epoch: The epoch, from 0.
         counts: Channels per layer of the table, ``[runs, layers]``.
-        channels: Index of a layer -> drawn input channels in draw order, ``[most drawn, runs]``; behind a run's last
+        channels: Index of a layer -> drawn input channels in draw order, ``[runs, most drawn]``; behind a run's last
             channel stands the layer's number of channels. Layers that no run draws from are left out.
         stored: Channels stored per input group, ``[runs, groups]``.
         indexed: Indices kept per input group, ``[runs, groups]``.
@@ -104,7 +108,7 @@ class ChannelDraws:
         found = {}
         for index, channels in self.channels.items():
             if count := int(self.counts[run, index]):
-                found[table.layers[index].name] = channels[:count, run]
+                found[table.layers[index].name] = channels[run, :count].astype(np.int64)
         return ChannelDraw(self.epoch, found)
 
 
@@ -147,11 +151,34 @@ def draw_runs(
         counts, channels = drawer.in_order(drawer.largest_rgn(seen))
     elif rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
         counts, channels = drawer.in_order(drawer.weighted(seen))
+    elif rule.draw is DrawRule.FIXED_COUNTS:
+        return next(draw_epochs(plan, [epoch], seeds))
     else:
-        fixed = rule.draw is DrawRule.FIXED_COUNTS
-        counts = drawer.planned_counts() if fixed else drawer.uniform_counts()
+        counts = drawer.uniform_counts()
         return ChannelDraws(epoch, counts, *drawer.first_of_permutations(counts))
     return ChannelDraws(epoch, counts, channels, *drawer.unions(counts, channels))
+
+
+def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+    """The same for many epochs of a plan with fixed counts, several at a time.
+
+    Every epoch takes the next words of the run's one stream, as many as channels are stored.
+
+    Args:
+        plan: A plan whose counts are fixed.
+        epochs: Consecutive, from any on.
+        seeds: Seed of each run.
+    """
+    drawer, space = _Drawer(plan, 0, seeds), Scratch()
+    stored = drawer.stored_of(plan.counts)
+    at_once = max(1, min(len(epochs), _ROWS_AT_ONCE // len(seeds)))
+    for block in (epochs[first : first + at_once] for first in range(0, len(epochs), at_once)):
+        words = fixed_words(seeds, _CHANNEL_STREAM, int(stored.sum()), block[0], len(block), space)
+        channels = drawer.shared_counts(stored, words, space)
+        for place, epoch in enumerate(block):
+            rows = slice(place * len(seeds), (place + 1) * len(seeds))
+            found = {index: drawn[rows] for index, drawn in channels.items()}
+            yield ChannelDraws(epoch, drawer.planned_counts(), found, *drawer.planned_groups(stored))
 
 
 class _Drawer:
@@ -173,6 +200,35 @@ class _Drawer:
         fill_uniformly(purses, self._eligible, self._sizes[self._eligible], self._fill_words)
         return purses.counts
 
+    def planned_groups(self, stored: Channels) -> tuple[Bytes, Bytes]:
+        """Channels stored and indices kept by the plan's own counts."""
+        every = np.broadcast_to(stored, (len(self._seeds), len(stored)))
+        return every, every
+
+    def stored_of(self, counts: Sequence[int]) -> Channels:
+        """Channels stored per input group by nested draws, ``[groups]``."""
+        found: Channels = self._lines.most_of_groups(self._lines.one_run(counts))[0]
+        return found
+
+    def shared_counts(self, stored: Channels, words: HalfWords, space: Scratch) -> dict[int, Channels]:
+        """Draws of many runs with the plan's own counts: ``[runs, channels]`` by index of the layer.
+
+        Args:
+            stored: Channels stored, ``[groups]``.
+            words: ``[channels stored, runs]``.
+            space: Memory to use again.
+        """
+        starts = np.cumsum(stored) - stored
+        orders: dict[int, Channels] = {}
+        channels = {}
+        for index in np.flatnonzero(self._plan.counts).tolist():
+            layer = self._table.layers[index]
+            if layer.group not in orders:
+                own = words[starts[layer.group] : starts[layer.group] + stored[layer.group]]
+                orders[layer.group] = distinct_channels(own, layer.in_channels, space)
+            channels[index] = orders[layer.group][:, : self._plan.counts[index]]
+        return channels
+
     def first_of_permutations(self, counts: Bytes) -> tuple[dict[int, Channels], Bytes, Bytes]:
         """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
         stored = self._lines.most_of_groups(counts)
@@ -183,14 +239,13 @@ class _Drawer:
         for index in np.flatnonzero(counts.any(axis=0)).tolist():
             layer = self._table.layers[index]
             if layer.group not in orders:
-                own = _words_from(words, starts[:, layer.group], int(most[layer.group]))
+                steps = np.arange(most[layer.group])[:, None]
+                places = np.minimum(starts[:, layer.group] + steps, len(words) - 1)
+                own = np.take_along_axis(words, places, axis=0)
                 orders[layer.group] = distinct_channels(own, layer.in_channels)
-            drawn = counts[:, index]
-            found = orders[layer.group][: drawn.max()]
-            if drawn.min() < len(found):
-                beyond = np.arange(len(found))[:, None] >= drawn
-                found = np.where(beyond, layer.in_channels, found)
-            channels[index] = found
+            drawn = counts[:, index, None]
+            found = orders[layer.group][:, : drawn.max()]
+            channels[index] = np.where(np.arange(found.shape[1]) < drawn, found, found.dtype.type(layer.in_channels))
         return channels, stored, stored
 
     def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
@@ -200,9 +255,8 @@ class _Drawer:
         for name, found in self._plan.strategy.fixed_channels.items():
             index = self._table.index_of(name)
             counts[:, index] = len(found)
-            column = np.array(found, dtype=np.int64)[:, None]
-            channels[index] = np.broadcast_to(column, (len(found), len(self._seeds)))
-        return counts, {index: found for index, found in channels.items() if len(found)}
+            channels[index] = np.broadcast_to(np.array(found, dtype=np.int64), (len(self._seeds), len(found)))
+        return counts, {index: found for index, found in channels.items() if found.size}
 
     def in_order(self, keys: Norms) -> tuple[Bytes, dict[int, Channels]]:
         """Take the eligible channels by falling key while they fit; equal keys in the table's order.
@@ -218,11 +272,11 @@ class _Drawer:
             place = np.flatnonzero(pool.layers == index)
             numbers = np.broadcast_to(pool.channels[place], (len(taken), len(place)))
             found, is_held = moved_together(numbers, taken[:, place])
-            channels[index] = np.where(is_held, found, self._sizes[index]).T
+            channels[index] = np.where(is_held, found, self._sizes[index])
         if len(keys) == len(self._seeds):
             return purses.counts, channels
         runs = len(self._seeds)
-        same = {index: np.broadcast_to(found, (len(found), runs)) for index, found in channels.items()}
+        same = {index: np.broadcast_to(found, (runs, found.shape[1])) for index, found in channels.items()}
         return np.broadcast_to(purses.counts, (runs, len(self._sizes))), same
 
     def largest_rgn(self, observed: Mapping[int, Norms] | None) -> Norms:
@@ -266,22 +320,22 @@ class _Drawer:
         return stored, indexed
 
     def _union(self, draws: Sequence[Channels], in_channels: int) -> Bytes:
-        is_stored = np.zeros((in_channels + 1, len(self._seeds)), dtype=bool)
+        is_stored = np.zeros((len(self._seeds), in_channels + 1), dtype=bool)
         for channels in draws:
-            is_stored[channels, np.arange(len(self._seeds))] = True
-        found: Bytes = is_stored[:-1].sum(axis=0)
+            np.put_along_axis(is_stored, channels, True, axis=1)
+        found: Bytes = is_stored[:, :-1].sum(axis=1)
         return found
 
     @staticmethod
     def _are_nested(draws: Sequence[Channels], counts: Bytes) -> NDArray[np.bool_]:
         """Whether in each run all members draw the first channels of the longest draw."""
-        most = max(len(channels) for channels in draws)
-        padded = np.full((len(draws), most, len(counts)), -1, dtype=np.int64)
+        most, runs = max(channels.shape[1] for channels in draws), np.arange(len(counts))
+        padded = np.full((len(draws), len(counts), most), -1, dtype=np.int64)
         for place, channels in enumerate(draws):
-            padded[place, : len(channels)] = channels
-        longest = padded[counts.argmax(axis=1), :, np.arange(len(counts))].T
-        beyond = np.arange(most)[None, :, None] >= counts.T[:, None, :]
-        return np.asarray(((padded == longest) | beyond).all(axis=(0, 1)))
+            padded[place, :, : channels.shape[1]] = channels
+        longest = padded[counts.argmax(axis=1), runs]
+        beyond = np.arange(most) >= counts.T[:, :, None]
+        return np.asarray(((padded == longest) | beyond).all(axis=(0, 2)))
 
     @property
     def _pool(self) -> Pool:
@@ -303,14 +357,6 @@ class _Drawer:
     def _fill_words(self, runs: Channels, first: int, count: int) -> HalfWords:
         seeds = [self._seeds[run] for run in runs.tolist()]
         return half_words_of_runs(seeds, self._epoch, _FILL_STREAM, count, first)
-
-
-def _words_from(words: HalfWords, starts: Channels, count: int) -> HalfWords:
-    """``[count, runs]`` words of each run from its own start; what lies beyond the last word repeats it."""
-    if (starts == starts[0]).all():
-        return words[starts[0] : starts[0] + count]
-    places = np.minimum(starts + np.arange(count)[:, None], len(words) - 1)
-    return np.take_along_axis(words, places, axis=0)
 
 
 def _observed_in_one_run(plan: "Plan", observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:

@@ -28,11 +28,13 @@ class GradientPath:
         self._gradients = gradients
         self.constant = gradients.constant
         self.sums: list[Vectors] = []
+        self._epoch = -1
 
     def go_to(self, epoch: int) -> None:
-        """Move on by one epoch."""
-        if self.constant and epoch:
+        """Move on to the next epoch, or stay."""
+        if self._epoch == epoch or (self.constant and epoch):
             return
+        self._epoch = epoch
         self.vectors = self._gradients.vectors(epoch)
         self.norms = self._gradients.norms(epoch)
         self.squares = [(found**2).sum(axis=0) for found in self.vectors]
@@ -63,55 +65,63 @@ class Followed:
 
     def __init__(self, in_channels: int, rgn: Vectors, trials: int, numbers: int) -> None:
         self._size, self._trials = in_channels, trials
-        self._rgn = _with_nothing(rgn)
-        self._state = np.zeros((in_channels + 1, trials), dtype=np.int32)
-        self._drawn_sum = np.zeros((numbers, in_channels + 1, trials), dtype=np.float32)
+        self._rows = np.arange(trials)[:, None] * (in_channels + 1)
+        self._rgn = _with_nothing(rgn).astype(np.float32)
+        self._state = np.zeros((trials, in_channels + 1), dtype=np.int32)
+        self._drawn_sum = np.zeros((numbers, trials, in_channels + 1), dtype=np.float32)
 
     def add(self, epoch: int, channels: Channels, path: GradientPath, index: int) -> dict[str, Values]:
         """Draw some channels, and say what that comes to in each trial.
 
         Args:
             epoch: The epoch.
-            channels: ``[most drawn, trials]``, padded with the layer's number of channels.
+            channels: ``[trials, most drawn]``, padded with the layer's number of channels.
             path: The gradients of this epoch.
             index: The layer.
         """
-        places = channels * self._trials + np.arange(self._trials)
-        self._state[self._size] = epoch + 1  # what stands behind a trial's last channel was never new
-        flat = self._state.reshape(-1)
+        self._state[:, self._size] = epoch + 1  # what stands behind a trial's last channel was never new
+        drawn = channels.astype(np.int64)
+        places, flat = drawn + self._rows, self._state.reshape(-1)
         state = flat.take(places)
         last = state & _LAST
-        is_first = last == 0
-        squares = _with_nothing(path.squares[index]).take(channels)
+        before, is_first = state - last, last == 0
+        square = _with_nothing(path.squares[index]).astype(np.float32).take(drawn)
+        number = np.count_nonzero(is_first, axis=1)
         found = {
-            "first": is_first.sum(axis=0),
-            "first_rgn": (is_first * self._rgn.take(channels)).sum(axis=0),
-            "waited": (epoch + 1) * (len(channels) - is_first.sum(axis=0)) - last.sum(axis=0),
-            "square": squares.sum(axis=0),
+            "first": number,
+            "first_rgn": np.einsum("tc,tc->t", self._rgn.take(drawn), is_first),
+            "waited": (epoch + 1) * (drawn.shape[1] - number) - last.sum(axis=1),
+            "square": square.sum(axis=1),
         }
         if path.constant:
             found["aligned"] = found["square"]
-            found["grown"] = ((2 * (state >> 16) + 1) * squares).sum(axis=0)
+            again = np.einsum("tc,tc->t", before.astype(np.float32), square)
+            found["grown"] = found["square"] + (2.0 / _ONCE) * again
         else:
-            found |= self._follow(places, channels, path.vectors[index], path.sums[index])
-        flat[places] = state - last + (_ONCE + epoch + 1)
+            found |= self._follow(places, drawn, path.vectors[index], path.sums[index])
+        flat[places] = before + np.int32(_ONCE + epoch + 1)
         return found
 
     def _follow(self, places: Channels, channels: Channels, vectors: Vectors, sums: Vectors) -> dict[str, Values]:
-        aligned = np.einsum("kc,kct->t", vectors, self._drawn_sum[:, : self._size])
-        grown = np.zeros(self._trials)
+        """What an epoch adds to the running sums' product, and to the square of the drawn gradients' sum."""
+        aligned, grown = self.pass_by(vectors), np.zeros(self._trials)
         for number, drawn_sum in enumerate(self._drawn_sum):
             flat = drawn_sum.reshape(-1)
             before = flat.take(places)
             step = _with_nothing(vectors[number]).take(channels)
-            aligned += (step * _with_nothing(sums[number]).take(channels)).sum(axis=0)
-            grown += (step * (2.0 * before + step)).sum(axis=0)
+            aligned += np.einsum("tc,tc->t", step, _with_nothing(sums[number]).take(channels))
+            grown += np.einsum("tc,tc->t", step, 2.0 * before + step)
             flat[places] = before + step
         return {"aligned": aligned, "grown": grown}
 
-    def pass_by(self, path: GradientPath, index: int) -> Values:
-        """What the full gradient adds to the running sums' product in an epoch that draws nothing of the layer."""
-        found: Values = np.einsum("kc,kct->t", path.vectors[index], self._drawn_sum[:, : self._size])
+    def pass_by(self, vectors: Vectors) -> Values:
+        """What the full gradient adds to the running sums' product, whatever the epoch draws.
+
+        Args:
+            vectors: The layer's gradient in this epoch, ``[numbers, channels]``.
+        """
+        parts = zip(self._drawn_sum, vectors.astype(np.float32), strict=True)
+        found: Values = sum((drawn[:, :-1] @ vector for drawn, vector in parts), start=np.zeros(self._trials))
         return found
 
 
@@ -164,10 +174,9 @@ class Follower:
         """Layers drawn before but not now: the full gradient went on there."""
         if self.path.constant:
             return np.zeros(self._trials)
-        left = [
-            found.pass_by(self.path, index) for index, found in self._followed.items() if index not in draws.channels
-        ]
-        return np.sum(left, axis=0) if left else np.zeros(self._trials)
+        left = (found for found in self._followed.items() if found[0] not in draws.channels)
+        amounts = (followed.pass_by(self.path.vectors[index]) for index, followed in left)
+        return sum(amounts, start=np.zeros(self._trials))
 
     def _layer(self, index: int) -> Followed:
         if index not in self._followed:
@@ -193,7 +202,7 @@ class ObservedNorms:
         """Note the norms of what was drawn."""
         for index, channels in draws.channels.items():
             found = _with_nothing(norms[index]).take(channels)
-            self.norms[index][np.arange(channels.shape[1]), channels] = found
+            np.put_along_axis(self.norms[index], channels.astype(np.int64), found, axis=1)
 
     def so_far(self) -> dict[int, NDArray[np.float64]]:
         """Index of a layer -> ``[trials, channels]``, ``NaN`` where a channel never trained."""

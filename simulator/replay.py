@@ -1,9 +1,8 @@
 """Replay a plan's resampling in many trials at once."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -13,7 +12,7 @@ from trady.planner.ledger import Lines
 from trady.planner.options import Strategy
 from trady.planner.plan import Plan
 from trady.planner.replanning import replan
-from trady.planner.schedule import ChannelDraws, draw_runs
+from trady.planner.schedule import ChannelDraws, draw_epochs, draw_runs
 from trady.planner.strategies import STRATEGIES, DrawRule
 from trady.simulator.costs import Costs
 from trady.simulator.following import MOST_EPOCHS, Follower, ObservedNorms
@@ -21,6 +20,7 @@ from trady.simulator.gathering import Gathered, Values, band
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
 from trady.simulator.outcomes import MEASURES, Series, SimulationReport
 from trady.simulator.theory import closed_forms
+from trady.simulator.workers import in_processes
 
 if TYPE_CHECKING:
     from trady.planner.gradient_recordings import GradientRecording
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Bytes that the trials of one chunk may keep, and the most and fewest of them.
 _CHUNK_BYTES: Final = 96 * 2**20
 _MOST_TRIALS, _FEWEST_TRIALS = 500, 8
+#: Trials that are worth a process of their own.
+_FEWEST_SHARED: Final = 50
 #: Trials that the quantiles are taken over: means and errors are of all.
 _BAND_TRIALS: Final = 4000
 
@@ -60,7 +62,7 @@ def simulate(
             ``"heavy-tailed"`` (noise of their size), or a recording of a real fine-tuning.
         tail_index: Alpha of the heavy-tailed noise; the calibration's by default.
         scheme: Static scheme of policy ``su``: layer name -> ratio, or a published name.
-        workers: Threads; one for each processor by default.
+        workers: Processes; one for each processor by default.
         progress: Called with the number of trials done.
 
     Raises:
@@ -78,19 +80,14 @@ def simulate(
     gathered = Gathered(_BAND_TRIALS)
     counts = np.zeros(len(plan.table.layers))
     squares: Values = np.zeros((number, len(plan.table.layers)))
-    size = _trials_at_once(planned, found)
+    size = min(_trials_at_once(planned, found), max(_FEWEST_SHARED, -(-trials // 2)))
     chunks = [range(seed + first, seed + min(first + size, trials)) for first in range(0, trials, size)]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        try:
-            for chunk in pool.map(lambda seeds: _replay(planned, found, number, seeds), chunks):
-                gathered.add(chunk.values)
-                counts += chunk.counts
-                squares = chunk.squares
-                if progress is not None:
-                    progress(gathered.trials)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for chunk in in_processes(partial(_replay, planned, found, number), chunks, workers):
+        gathered.add(chunk.values)
+        counts += chunk.counts
+        squares = chunk.squares
+        if progress is not None:
+            progress(gathered.trials)
     theory = closed_forms(planned, counts / trials / number, squares)
     return _report(planned, found, gathered, theory, seed)
 
@@ -127,6 +124,9 @@ def _draws(plan: Plan, follower: Follower, epochs: int, seeds: Sequence[int]) ->
     """The draws of every epoch; static ones are made once, and so are those by norms that never change."""
     rule = STRATEGIES[plan.strategy.name]
     same = not rule.dynamic or (rule.draw is DrawRule.LARGEST_RGN and follower.path.constant)
+    if rule.draw is DrawRule.FIXED_COUNTS:
+        yield from draw_epochs(plan, range(epochs), seeds)
+        return
     first = draw_runs(plan, 0, seeds)
     yield first
     if same:

@@ -185,7 +185,7 @@ def test_channels_are_drawn_uniformly(strategy: Strategy, over: str) -> None:
     plan = plan_of(plain_table(20), strategy, budget_bytes=32, counts=(1,))
     drawn: Counter[int] = Counter()
     if over == "seeds":
-        drawn.update(draw_runs(plan, 0, range(3000)).channels[0][0].tolist())
+        drawn.update(draw_runs(plan, 0, range(3000)).channels[0][:, 0].tolist())
     else:
         drawn.update(channel for epoch in range(600) for channel in draw(plan, epoch).channels["layer0"].tolist())
     assert chi_square(drawn, 20) > 1e-4
@@ -213,7 +213,7 @@ def test_medyate_draws_in_proportion_to_observed_norms() -> None:
     plan = plan_of(plain_table(5), Strategy.MEDYATE, budget_bytes=32)
     norms = [1.0, 2.0, 3.0, float("nan"), 0.0]  # the unseen channel counts as the largest, 3
     observed = {0: np.broadcast_to(norms, (6000, 5))}
-    drawn = Counter(draw_runs(plan, 1, range(6000), observed=observed).channels[0][0].tolist())
+    drawn = Counter(draw_runs(plan, 1, range(6000), observed=observed).channels[0][:, 0].tolist())
     assert drawn[4] == 0
     expected = [6000 * norm / 9 for norm in (1, 2, 3, 3)]
     assert stats.chisquare([drawn[c] for c in range(4)], expected).pvalue > 1e-4
@@ -228,7 +228,7 @@ def test_medyate_counts_layers_without_observations_as_unseen() -> None:
 def test_medyate_starts_uniformly_when_all_norms_are_zero() -> None:
     plan = plan_of(plain_table(4), Strategy.MEDYATE, budget_bytes=32)
     observed = {0: np.broadcast_to([0.0, 0.0, np.nan, 0.0], (2000, 4))}
-    drawn = Counter(draw_runs(plan, 1, range(2000), observed=observed).channels[0][0].tolist())
+    drawn = Counter(draw_runs(plan, 1, range(2000), observed=observed).channels[0][:, 0].tolist())
     assert chi_square(drawn, 4) > 1e-4
 
 
