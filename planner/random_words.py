@@ -111,7 +111,7 @@ def fixed_words(
     halves = _halves(whole).reshape(len(seeds), epochs, stride)[:, :, :count]
     words = space.array("halves", (count, epochs, len(seeds)), np.uint32)
     words[:] = halves.transpose(2, 1, 0)
-    return words.reshape(count, -1)
+    return words.reshape(count, epochs * len(seeds))
 
 
 def _halves(words: Words) -> HalfWords:
@@ -127,8 +127,8 @@ def integers_below(words: HalfWords, bounds: NDArray[np.uint64]) -> Channels:
 
 
 def unit_interval(words: Words) -> NDArray[np.float64]:
-    """Uniform numbers above 0 and below 1, of 53 bits."""
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    """Uniform numbers above 0 and below 1, of 52 bits: with one more the largest would round to 1."""
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2**52
 
 
 def distinct_channels(words: HalfWords, in_channels: int, space: Scratch | None = None) -> NDArray[Any]:

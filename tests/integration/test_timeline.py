@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tests.cases import build
+from cases import build
 from trady.engine import Engine
 from trady.planner.allocations import AllocationMeter
 from trady.planner.calibration import uniform_priorities

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.plays import Play
-from tests.tables import all_counts, peak_tables
+from plays import Play
+from tables import all_counts, peak_tables
 from trady.planner.costing import build_cost_table
 from trady.planner.coverage import coverage_value
 from trady.planner.errors import BudgetError, PlanError

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.cases import build
-from tests.plays import Play
-from tests.tables import cost_tables, full_counts, peak_tables, plan_of
+from cases import build
+from plays import Play
+from tables import cost_tables, full_counts, peak_tables, plan_of
 from trady.planner.calibration import uniform_priorities
 from trady.planner.errors import PlanError
 from trady.planner.ledger import CostTable
