@@ -16,13 +16,14 @@ help: ## Show this help
 DEMO_MODEL := efficientnet_lite0:efficientnet_lite0
 DEMO_DATA := --data ../out/solar_cells.npz
 
-demo: install ## Plan, train and measure EfficientNet-Lite0 on photographs of solar cells (most of the time is the set-up)
+demo: install ## Plan, simulate, train and measure EfficientNet-Lite0 on photographs of solar cells (most of the time is the set-up)
 	@mkdir -p out
 	@rm -rf out/demo
 	cd examples && ../$(BIN)/python train_on_solar_cells.py ../out/solar_cells.npz
 	cd examples && ../$(BIN)/trady-plan --budget 256KB --batch-size 8 --epochs 3 --memory-format channels_last \
 	    $(DEMO_DATA) --input 3x128x128 --mean 0.498,0.498,0.498 --std 0.502,0.502,0.502 \
 	    -o ../out/plan.json --plot ../out/plan.png $(DEMO_MODEL)
+	$(BIN)/trady-simulate out/plan.json --policy solver,trady --trials 500 --plot out/replay.png --timeline out/timeline.png
 	cd examples && ../$(BIN)/trady-train ../out/plan.json $(DEMO_MODEL) $(DEMO_DATA) --fit-head --epochs 3 \
 	    --batches-per-epoch 100 --lr 0.005 --no-augment -o ../out/demo
 

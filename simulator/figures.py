@@ -1,9 +1,12 @@
 """The replay as a figure: what is reached, how good the gradient is, what it costs, epoch by epoch."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
+from trady.planner.ledger import SCOPE_LINES
+from trady.planner.options import Scope
 from trady.planner.plotting import COLOURS, check_suffix, label_bytes, matplotlib_ready, save_figure, spread, tidy_axes
 from trady.planner.units import format_bytes
 from trady.simulator.outcomes import Series, SimulationReport
@@ -15,9 +18,12 @@ _PANELS: Final[Mapping[str, tuple[str, str]]] = {
     "waiting_time": ("epochs between updates of a channel", "epochs"),
     "captured_share": ("squared gradient norm captured", "share of all layers'"),
     "running_cosine": ("sum of drawn gradients against the full sum", "cosine"),
-    "used_bytes": ("bytes of the step", "bytes"),
 }
+#: From dark to light, told apart in grey: the policies have the colours.
+_LINE_GREYS: Final = ("#333333", "#8A8A8A", "#BDBDBD", "#E3E3E3", "#5E5E5E", "#A5A5A5", "#D0D0D0")
 _MOST_THEORY: Final = 12
+#: Least distance of two names at the lines' ends, as a share of the height.
+_GAP: Final = 0.055
 
 
 def plot_replay(reports: Sequence[SimulationReport], path: str | Path) -> None:
@@ -36,8 +42,10 @@ def plot_replay(reports: Sequence[SimulationReport], path: str | Path) -> None:
 
         figure = Figure(figsize=(13.5, 7.4), layout="constrained")
         figure.suptitle(_title(reports[0]), fontsize=11)
-        for axes, name in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+        *panels, last = figure.subplots(2, 3).flat
+        for axes, name in zip(panels, _PANELS, strict=True):
             _draw_panel(axes, name, reports)
+        _draw_bytes(last, reports)
         save_figure(figure, Path(path))
 
 
@@ -61,10 +69,11 @@ def _draw_panel(axes: Any, name: str, reports: Sequence[SimulationReport]) -> No
         last = report.measures[name].last
         if last is not None:
             ends.append((last, report.policy, colour))
-    if name == "used_bytes":
-        _draw_budget(axes, reports[0])
-    elif name not in ("waiting_time",):
+    if name != "waiting_time":
         axes.set_ylim(bottom=0)
+    epochs = reports[0].epochs
+    axes.set_xlim(1 - 0.02 * epochs, max(1.02 * epochs, 1.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     tidy_axes(axes)
     _label_ends(axes, ends, reports[0].epochs)
 
@@ -87,11 +96,34 @@ def _draw_series(axes: Any, series: Series, colour: str) -> None:
         )
 
 
-def _draw_budget(axes: Any, report: SimulationReport) -> None:
-    axes.axhline(report.budget_bytes, color="#555555", linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate("budget", (1, report.budget_bytes), (2, 3), textcoords="offset points", fontsize=8, color="#555555")
-    axes.set_ylim(0, 1.12 * report.budget_bytes)
-    label_bytes(axes.yaxis)
+def _draw_bytes(axes: Any, reports: Sequence[SimulationReport]) -> None:
+    """Where the bytes of the scope go on average, policy below policy, and the budget they keep to."""
+    axes.set_title("bytes of a step, by line of the ledger", fontsize=10, loc="left")
+    lines = [line for line in SCOPE_LINES[Scope(reports[0].scope)] if any(_mean(report, line) for report in reports)]
+    rows = range(len(reports))
+    starts = [0.0] * len(reports)
+    for line, grey in zip(lines, cycle(_LINE_GREYS), strict=False):
+        widths = [_mean(report, line) for report in reports]
+        axes.barh(rows, widths, left=starts, color=grey, height=0.62, label=line.replace("_", " "))
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    budget = reports[0].budget_bytes
+    axes.axvline(budget, color="#D55E00", linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "budget", (budget, -0.5), (-3, 2), textcoords="offset points", fontsize=8, color="#D55E00", ha="right"
+    )
+    axes.set_yticks(rows, [report.policy for report in reports], fontsize=8)
+    for label, colour in zip(axes.get_yticklabels(), cycle(COLOURS), strict=False):
+        label.set_color(colour)
+    axes.set_ylim(len(reports) - 0.4, -0.9)
+    axes.set_xlim(0, 1.05 * max(budget, *starts))
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+    label_bytes(axes.xaxis)
+    tidy_axes(axes)
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12))
+
+
+def _mean(report: SimulationReport, line: str) -> float:
+    return (report.lines[line].over_epochs or 0.0) if line in report.lines else 0.0
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], epochs: int) -> None:
@@ -99,7 +131,8 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], epochs: int) 
     low, high = axes.get_ylim()
     upwards = sorted(ends)
     heights = [(value - low) / ((high - low) or 1.0) for value, _, _ in upwards]
-    for height, (_, policy, colour) in zip(spread(heights, 0.055, 1.0), upwards, strict=True):
+    apart = [max(height, _GAP * place) for place, height in enumerate(spread(heights, _GAP, 1.0))]
+    for height, (_, policy, colour) in zip(apart, upwards, strict=True):
         place = (epochs, low + height * (high - low))
         axes.annotate(
             policy,
