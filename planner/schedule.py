@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 Norms: TypeAlias = NDArray[np.float64]
 #: Streams of random words of one seed and epoch that do not overlap.
 _CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM = range(3)
-#: Runs times epochs that are drawn at a time where counts are fixed.
+#: Runs times epochs that are drawn at a time where counts are fixed, and the words they may take together.
 _ROWS_AT_ONCE: Final = 2000
+_WORDS_AT_ONCE: Final = 2**23
 #: Stands for a norm of zero: drawn last, and in random order.
 _LEAST_WEIGHT: Final = 1e-30
 
@@ -171,7 +172,8 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
     """
     drawer, space = _Drawer(plan, 0, seeds), Scratch()
     stored = drawer.stored_of(plan.counts)
-    at_once = max(1, min(len(epochs), _ROWS_AT_ONCE // len(seeds)))
+    rows = min(_ROWS_AT_ONCE, _WORDS_AT_ONCE // max(1, int(stored.sum())))
+    at_once = max(1, min(len(epochs), rows // len(seeds)))
     for block in (epochs[first : first + at_once] for first in range(0, len(epochs), at_once)):
         words = fixed_words(seeds, _CHANNEL_STREAM, int(stored.sum()), block[0], len(block), space)
         channels = drawer.shared_counts(stored, words, space)
