@@ -57,7 +57,7 @@ def fill_uniformly(
     opened = np.zeros(len(runs), dtype=np.int64)
     while True:
         if not purses.prices_are_fixed:
-            before, opened = opened, (purses.counts > 0).sum(axis=1)
+            before, opened = opened, np.count_nonzero(purses.counts, axis=1)
             is_open[opened[runs] > before[runs]] = True
         is_open &= purses.least_prices(runs)[:, layers] <= purses.left[runs, None]
         weights = (sizes - purses.counts[runs][:, layers]) * is_open
@@ -102,6 +102,7 @@ def fill_in_order(purses: Purses, pool: Pool, order: Channels) -> Flags:
     taken = np.zeros(order.shape, dtype=bool)
     runs, asked = np.arange(len(order)), _ROUND
     is_open = np.ones(purses.counts.shape, dtype=bool)
+    opened = np.zeros(len(runs), dtype=np.int64)
     while order.size:
         for places in order[:, :asked].T:
             layers = pool.layers[places]
@@ -112,16 +113,27 @@ def fill_in_order(purses: Purses, pool: Pool, order: Channels) -> Flags:
             fits = purses.take(run, layer, pool.channels[place])
             taken[run[fits], place[fits]] = True
             is_open[run[~fits], layer[~fits]] = False
-        fit = purses.least_prices(runs) <= purses.left[runs, None]
-        is_open[runs] = is_open[runs] & fit if purses.prices_are_fixed else fit
-        order, runs = _left_of(order[:, asked:], runs, is_open, pool)
+        fit: Flags = purses.least_prices(runs) <= purses.left[runs, None]
+        if not purses.prices_are_fixed:
+            before, opened = opened, np.count_nonzero(purses.counts, axis=1)
+            is_open[opened > before] = True
+        is_open[runs] &= fit
+        may_fit: Flags = is_open[runs] if purses.prices_are_fixed else fit
+        order, runs = _left_of(order[:, asked:], runs, may_fit, pool)
         asked = min(2 * asked, _MOST_ASKED)
     return taken
 
 
-def _left_of(order: Channels, runs: Channels, is_open: Flags, pool: Pool) -> tuple[Channels, Channels]:
-    """The rest of the order without closed layers, moved together; ``-1`` behind the end; runs that have none go."""
-    keep = (order >= 0) & is_open[runs[:, None], pool.layers[order]]
+def _left_of(order: Channels, runs: Channels, may_fit: Flags, pool: Pool) -> tuple[Channels, Channels]:
+    """The rest of the order, moved together; ``-1`` behind the end; runs that have none go.
+
+    Args:
+        order: Places in the pool, ``[runs, places]``.
+        runs: Which runs.
+        may_fit: Layers whose channels may still fit, ``[runs, layers]``.
+        pool: The channels.
+    """
+    keep = (order >= 0) & np.take_along_axis(may_fit, pool.layers[order], axis=1)
     rest, is_left = moved_together(order, keep)
     going_on = is_left.any(axis=1)
     return np.where(is_left, rest, -1)[going_on], runs[going_on]

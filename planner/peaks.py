@@ -8,6 +8,7 @@ each drawn channel. The peak is the largest of these sums and what always lives.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Final, TypeVar
 
 import numpy as np
@@ -216,7 +217,17 @@ class _Slices:
 
     def num_bytes(self, counts: Bytes) -> Bytes:
         """``[runs, slice moments]`` from counts ``[runs, layers]``."""
-        drawn = counts[:, self.layers]
+        return self._of_drawn(counts[:, self.layers])
+
+    def growth(self, layers: Bytes, counts: Bytes, num_moments: int) -> Bytes:
+        """What one more channel of a layer adds, ``[runs, moments]``, from a layer and its count in each run."""
+        drawn = np.where(self.layers == layers[:, None], counts[:, None], 0)
+        more = np.where(self.layers == layers[:, None], counts[:, None] + 1, 0)
+        growth = np.zeros((len(layers), num_moments), dtype=np.int64)
+        growth[:, self.rows] = self._of_drawn(more) - self._of_drawn(drawn)
+        return growth
+
+    def _of_drawn(self, drawn: Bytes) -> Bytes:
         found = self._base + drawn * self._channel + -(-drawn // SLICE_BLOCK) * self._block
         runs, hits = np.nonzero(drawn[:, self._place] == self._count)
         found[runs, self._place[hits]] = self._exact[hits]
@@ -274,9 +285,46 @@ class PeakModel:
         trained = lines.trained(counts)
         drawn = lines.most_of_groups(counts) if stored is None else stored
         stores = drawn[:, self._group_of_store] * lines.is_stored(trained)
-        values = self.fixed + _sums(trained, self.kept) + _sums(stores, self.stored) + _sums(counts, self.channels)
+        parts = zip((trained, stores, counts), self._amounts, strict=True)
+        moving = sum((amounts.astype(np.float64) @ of_moments for amounts, of_moments in parts), start=0.0)
+        values: Bytes = self.fixed + np.rint(moving).astype(np.int64)
         values[:, self._slices.rows] += self._slices.num_bytes(counts)
         return np.where(self._comes(trained, counts), values, 0)
+
+    def grown(self, values: Bytes, layers: Bytes, counts: Bytes, groups: Bytes, is_stored: NDArray[np.bool_]) -> Bytes:
+        """Bytes at each moment after one more channel of a layer that trains already, in each of many runs.
+
+        Args:
+            values: What :meth:`values` gave, ``[runs, moments]``.
+            layers: Layer of each run.
+            counts: Channels it had, ``[runs]``.
+            groups: Input group that stores one more, ``[runs]``; -1 where none does.
+            is_stored: What :meth:`LineModel.is_stored` says, ``[runs, inputs]``.
+        """
+        growth = self._channel_growth[layers] + self._slices.growth(layers, counts, len(self.moments))
+        pays = np.pad(is_stored, ((0, 0), (0, 1)))
+        for inputs in self._inputs_of_group[groups].T:
+            growth += self._store_growth[inputs] * pays[np.arange(len(inputs)), inputs, None]
+        return np.where(values > 0, values + growth, 0)
+
+    @cached_property
+    def _channel_growth(self) -> Bytes:
+        """``[layers, moments]``."""
+        return np.ascontiguousarray(self.channels.T)
+
+    @cached_property
+    def _store_growth(self) -> Bytes:
+        """``[inputs + 1, moments]``; the last stands for no input."""
+        return np.ascontiguousarray(np.pad(self.stored.T, ((0, 1), (0, 0))))
+
+    @cached_property
+    def _inputs_of_group(self) -> Bytes:
+        """Inputs of each group, ``[groups + 1, most inputs]``, filled up with none; the last stands for no group."""
+        most = max([1, *(len(found.inputs) for found in self.table.groups)])
+        inputs: Bytes = np.full((len(self.table.groups) + 1, most), len(self._stores), dtype=np.int64)
+        for column, (group, position) in enumerate(self._stores):
+            inputs[group, position] = column
+        return inputs
 
     def _comes(self, trained: NDArray[np.bool_], counts: Bytes) -> NDArray[np.bool_]:
         """Whether each moment comes, ``[runs, moments]``."""
@@ -284,6 +332,11 @@ class PeakModel:
         comes[:, self._conditional] = trained[:, self._when]
         comes[:, self._slices.rows] = counts[:, self._slices.layers] > 0
         return comes
+
+    @cached_property
+    def _amounts(self) -> tuple[NDArray[np.float64], ...]:
+        """Bytes by upstream, input and layer, ``[things, moments]``: sums in float64 are exact up to 9 PB."""
+        return tuple(found.T.astype(np.float64) for found in (self.kept, self.stored, self.channels))
 
     def peaks(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> Bytes:
         """Bytes of scope ``peak`` of many runs, ``[runs]``.
@@ -345,12 +398,6 @@ class PeakModel:
             else:
                 conditions.append(self.table.upstreams[moment.when].bits)
         return conditions
-
-
-def _sums(amounts: Bytes | NDArray[np.bool_], of_moments: Bytes) -> Bytes:
-    """``[runs, things]`` times ``[moments, things]``, in float64: exact up to 9 PB."""
-    found: Bytes = np.rint(amounts.astype(np.float64) @ of_moments.T.astype(np.float64)).astype(np.int64)
-    return found
 
 
 def _undominated(rows: Sequence[int], columns: Bytes, conditions: Sequence[int | None]) -> list[int]:

@@ -7,6 +7,7 @@ from trady.planner.cost_records import INDEX_BYTES
 from trady.planner.ledger import CostTable
 from trady.planner.line_model import Bytes
 from trady.planner.options import Scope
+from trady.planner.peaks import with_margin
 from trady.planner.random_words import Channels
 
 Flags = NDArray[np.bool_]
@@ -28,7 +29,7 @@ class Purses:
     """
 
     def __init__(self, table: CostTable, scope: Scope, budget_bytes: int, runs: int, *, nested: bool) -> None:
-        self._lines, self._scope, self._nested = table.line_model, scope, nested
+        self._table, self._lines, self._scope, self._nested = table, table.line_model, scope, nested
         training = scope is Scope.TRAINING
         self._channel_prices = np.array(
             [
@@ -49,6 +50,8 @@ class Purses:
         self._storing = self._storing_prices(self.counts)
         self._spent = self._lines.scope_bytes(self.counts, scope)
         self._budget = budget_bytes
+        if scope is Scope.PEAK:
+            self._moments = table.peak_model.values(self.counts, self.stored)
         widths = np.zeros(len(table.groups), dtype=np.int64)
         widths[self._lines.group_of] = [layer.in_channels for layer in table.layers]
         self._first_key = np.concatenate([[0], np.cumsum(widths)])
@@ -94,15 +97,18 @@ class Purses:
         prices = self._channel_prices[layers] + np.where(is_new, self._storing[runs, groups], 0)
         if not self._nested:
             prices += np.where(is_new, 0, INDEX_BYTES)
-        weighed = np.full(len(runs), self._scope is Scope.PEAK) | (opens & (not self._fixed))
         prices += np.where(opens, self._tensor_prices[layers], 0)
-        if weighed.any():
-            prices[weighed] = self._weighed(runs[weighed], layers[weighed], groups[weighed], is_new[weighed])
+        if self._scope is Scope.PEAK:
+            prices, moments = self._peak_prices(runs, layers, groups, is_new, opens)
+        elif not self._fixed and opens.any():
+            prices[opens] = self._opening_prices(runs[opens], layers[opens], groups[opens], is_new[opens])
         fits = prices <= self.left[runs]
         taken, group = runs[fits], groups[fits]
         self._spent[taken] += prices[fits]
         self.counts[taken, layers[fits]] += 1
         self.stored[taken, group] += is_new[fits]
+        if self._scope is Scope.PEAK:
+            self._moments[taken] = moments[fits]
         if channels is not None:
             self._is_stored[taken, self._first_key[group] + channels[fits]] = True
         if not self._fixed:
@@ -115,14 +121,36 @@ class Purses:
             return self.counts[runs, layers] >= self.stored[runs, groups]
         return np.logical_not(self._is_stored[runs, self._first_key[groups] + channels])
 
-    def _weighed(self, runs: Channels, layers: Channels, groups: Channels, is_new: Flags) -> Bytes:
+    def _opening_prices(self, runs: Channels, layers: Channels, groups: Channels, is_new: Flags) -> Bytes:
         """What the scope grows by, from the ledger itself."""
+        after = self._after(runs, layers, groups, is_new)
+        return self._lines.scope_bytes(after[0], self._scope, *after[1:]) - self._spent[runs]
+
+    def _peak_prices(
+        self, runs: Channels, layers: Channels, groups: Channels, is_new: Flags, opens: Flags
+    ) -> tuple[Bytes, Bytes]:
+        """What the peak grows by, and what lives at each moment then."""
+        counts, stored, indexed = self._after(runs, layers, groups, is_new)
+        model, trains = self._table.peak_model, np.logical_not(opens)
+        moments = np.empty((len(runs), len(model.moments)), dtype=np.int64)
+        moments[opens] = model.values(counts[opens], stored[opens])
+        moments[trains] = model.grown(
+            self._moments[runs[trains]],
+            layers[trains],
+            counts[trains, layers[trains]] - 1,
+            np.where(is_new, groups, -1)[trains],
+            self._lines.is_stored(self._lines.trained(counts[trains])),
+        )
+        lasting = self._lines.lasting_bytes(counts, stored, indexed)
+        return lasting + with_margin(moments.max(axis=1)) - self._spent[runs], moments
+
+    def _after(self, runs: Channels, layers: Channels, groups: Channels, is_new: Flags) -> tuple[Bytes, Bytes, Bytes]:
+        """Counts, channels stored and indices kept after one more channel."""
         counts, stored = self.counts[runs], self.stored[runs]
         rows = np.arange(len(runs))
         counts[rows, layers] += 1
         stored[rows, groups] += is_new
-        indexed = stored if self._nested else self._lines.sums_of_groups(counts)
-        return self._lines.scope_bytes(counts, self._scope, stored, indexed) - self._spent[runs]
+        return counts, stored, stored if self._nested else self._lines.sums_of_groups(counts)
 
     def _storing_prices(self, counts: Bytes) -> Bytes:
         return self._lines.stored_prices(self._lines.trained(counts)) + INDEX_BYTES

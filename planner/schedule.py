@@ -178,8 +178,8 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
         words = fixed_words(seeds, _CHANNEL_STREAM, int(stored.sum()), block[0], len(block), space)
         channels = drawer.shared_counts(stored, words, space)
         for place, epoch in enumerate(block):
-            rows = slice(place * len(seeds), (place + 1) * len(seeds))
-            found = {index: drawn[rows] for index, drawn in channels.items()}
+            own = slice(place * len(seeds), (place + 1) * len(seeds))
+            found = {index: drawn[own] for index, drawn in channels.items()}
             yield ChannelDraws(epoch, drawer.planned_counts(), found, *drawer.planned_groups(stored))
 
 
