@@ -47,7 +47,7 @@ def network(seed: int = 0) -> nn.Module:
 @cache
 def plan_for(strategy: str, **options: Any) -> Plan:
     return make_plan(
-        network(), torch.randn(2, 3, 8, 8), budget="6KB", batch_size=8, epochs=EPOCHS, strategy=strategy, **options
+        network(), torch.randn(2, 3, 8, 8), budget="9KB", batch_size=8, epochs=EPOCHS, strategy=strategy, **options
     )
 
 
