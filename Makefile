@@ -1,4 +1,4 @@
-# One set-up for all targets; .installed is its stamp. Nothing is installed twice.
+# One environment; the demo sets up what it needs, the checks add theirs. Nothing is installed twice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ help: ## Show this help
 DEMO_MODEL := efficientnet_lite0:efficientnet_lite0
 DEMO_DATA := --data ../out/solar_cells.npz
 
-demo: install ## Plan, simulate, train and measure EfficientNet-Lite0 on photographs of solar cells (most of the time is the set-up)
+demo: $(VENV)/.demo-installed ## Plan, simulate, train and measure EfficientNet-Lite0 on photographs of solar cells (most of the time is the set-up)
 	@mkdir -p out
 	@rm -rf out/demo
 	cd examples && ../$(BIN)/python train_on_solar_cells.py ../out/solar_cells.npz
@@ -38,17 +38,27 @@ types: install
 	$(BIN)/python -m mypy -p trady.planner -p trady.simulator -p trady.engine
 
 # A regular (not editable) install: what is tested is what a user gets.
+INSTALL := $(BIN)/python -m pip install --quiet --no-deps --force-reinstall --no-build-isolation . && rm -rf build
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall --no-build-isolation .
+	$(INSTALL)
+	@touch $@ $(VENV)/.demo-installed
+
+$(VENV)/.demo-installed: $(VENV)/.demo-dependencies $(SOURCES)
+	$(INSTALL)
+	@touch $@
+
+$(VENV)/.dependencies: $(VENV)/.demo-dependencies
+	$(BIN)/python -m pip install --quiet ".[dev]"
 	@rm -rf build
 	@touch $@
 
-$(VENV)/.dependencies: pyproject.toml
+$(VENV)/.demo-dependencies: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet ".[dev]"
+	$(BIN)/python -m pip install --quiet ".[demo]"
 	@rm -rf build
 	@touch $@
 
