@@ -4,7 +4,7 @@ All the randomness there is, for one run as the engine executes it and for many 
 them: the same function.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -171,16 +171,19 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
         seeds: Seed of each run.
     """
     drawer, space = _Drawer(plan, 0, seeds), Scratch()
-    stored = drawer.stored_of(plan.counts)
+    counts = drawer.planned_counts()
+    every = plan.table.line_model.most_of_groups(counts)
+    stored = every[0]
     rows = min(_ROWS_AT_ONCE, _WORDS_AT_ONCE // max(1, int(stored.sum())))
     at_once = max(1, min(len(epochs), rows // len(seeds)))
     for block in (epochs[first : first + at_once] for first in range(0, len(epochs), at_once)):
         words = fixed_words(seeds, _CHANNEL_STREAM, int(stored.sum()), block[0], len(block), space)
-        channels = drawer.shared_counts(stored, words, space)
+        words_by_group = np.split(words, np.cumsum(stored)[:-1])
+        channels = drawer.nested(counts[:1], words_by_group.__getitem__, space)
         for place, epoch in enumerate(block):
             own = slice(place * len(seeds), (place + 1) * len(seeds))
             found = {index: drawn[own] for index, drawn in channels.items()}
-            yield ChannelDraws(epoch, drawer.planned_counts(), found, *drawer.planned_groups(stored))
+            yield ChannelDraws(epoch, counts, found, every, every)
 
 
 class _Drawer:
@@ -202,53 +205,41 @@ class _Drawer:
         fill_uniformly(purses, self._eligible, self._sizes[self._eligible], self._fill_words)
         return purses.counts
 
-    def planned_groups(self, stored: Channels) -> tuple[Bytes, Bytes]:
-        """Channels stored and indices kept by the plan's own counts."""
-        every = np.broadcast_to(stored, (len(self._seeds), len(stored)))
-        return every, every
-
-    def stored_of(self, counts: Sequence[int]) -> Channels:
-        """Channels stored per input group by nested draws, ``[groups]``."""
-        found: Channels = self._lines.most_of_groups(self._lines.one_run(counts))[0]
-        return found
-
-    def shared_counts(self, stored: Channels, words: HalfWords, space: Scratch) -> dict[int, Channels]:
-        """Draws of many runs with the plan's own counts: ``[runs, channels]`` by index of the layer.
-
-        Args:
-            stored: Channels stored, ``[groups]``.
-            words: ``[channels stored, runs]``.
-            space: Memory to use again.
-        """
-        starts = np.cumsum(stored) - stored
-        orders: dict[int, Channels] = {}
-        channels = {}
-        for index in np.flatnonzero(self._plan.counts).tolist():
-            layer = self._table.layers[index]
-            if layer.group not in orders:
-                own = words[starts[layer.group] : starts[layer.group] + stored[layer.group]]
-                orders[layer.group] = distinct_channels(own, layer.in_channels, space)
-            channels[index] = orders[layer.group][:, : self._plan.counts[index]]
-        return channels
-
     def first_of_permutations(self, counts: Bytes) -> tuple[dict[int, Channels], Bytes, Bytes]:
         """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
         stored = self._lines.most_of_groups(counts)
-        most, starts = stored.max(axis=0), np.cumsum(stored, axis=1) - stored
+        starts = np.cumsum(stored, axis=1) - stored
         words = half_words_of_runs(self._seeds, self._epoch, _CHANNEL_STREAM, int(stored.sum(axis=1).max()))
+
+        def words_of(group: int) -> HalfWords:
+            places = starts[:, group] + np.arange(stored[:, group].max())[:, None]
+            return np.take_along_axis(words, np.minimum(places, len(words) - 1), axis=0)
+
+        return self.nested(counts, words_of), stored, stored
+
+    def nested(
+        self, counts: Bytes, words_of: Callable[[int], HalfWords], space: Scratch | None = None
+    ) -> dict[int, Channels]:
+        """First channels of the input groups' permutations, ``[runs, most drawn]`` by index of the layer.
+
+        Args:
+            counts: Channels drawn, ``[runs, layers]``, or one row for all runs.
+            words_of: Words of an input group, ``[channels stored, runs]``.
+            space: Memory to use again.
+        """
         orders: dict[int, Channels] = {}
         channels = {}
         for index in np.flatnonzero(counts.any(axis=0)).tolist():
             layer = self._table.layers[index]
             if layer.group not in orders:
-                steps = np.arange(most[layer.group])[:, None]
-                places = np.minimum(starts[:, layer.group] + steps, len(words) - 1)
-                own = np.take_along_axis(words, places, axis=0)
-                orders[layer.group] = distinct_channels(own, layer.in_channels)
+                orders[layer.group] = distinct_channels(words_of(layer.group), layer.in_channels, space)
             drawn = counts[:, index, None]
             found = orders[layer.group][:, : drawn.max()]
-            channels[index] = np.where(np.arange(found.shape[1]) < drawn, found, found.dtype.type(layer.in_channels))
-        return channels, stored, stored
+            if drawn.min() < found.shape[1]:
+                beyond = np.arange(found.shape[1]) >= drawn
+                found = np.where(beyond, found.dtype.type(layer.in_channels), found)
+            channels[index] = found
+        return channels
 
     def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
         """The channels a static scheme names, in every run."""

@@ -15,6 +15,8 @@ from trady.simulator.gradients import Gradients, Vectors
 #: Epochs that fit beside the number of updates in one 32-bit integer.
 MOST_EPOCHS = 2**15 - 1
 _LAST, _ONCE = 0xFFFF, 0x10000
+#: What a layer's draw comes to in each trial.
+_SUMS = ("first", "first_rgn", "waited", "square", "aligned", "grown")
 
 
 class GradientPath:
@@ -149,18 +151,18 @@ class Follower:
         """One epoch's measures, ``[trials]`` each."""
         self.path.go_to(epoch)
         parts = [self._layer(index).add(epoch, drawn, self.path, index) for index, drawn in draws.channels.items()]
-        sums = {name: sum(part[name] for part in parts) for name in ("first", "first_rgn", "waited", "square", "grown")}
-        sums["aligned"] = sum(part["aligned"] for part in parts) + self._passed_by(draws)
+        sums = {name: sum((part[name] for part in parts), start=np.zeros(self._trials)) for name in _SUMS}
+        sums["aligned"] += self._passed_by(draws)
         for name, total in self._totals.items():
             total += sums[name]
         full = float(self.path.layer_squares.sum())
-        captured = np.broadcast_to(sums["square"] / full if full else 0.0, (self._trials,))
+        captured = sums["square"] / (full or 1.0)
         repeated = draws.counts.sum(axis=1) - sums["first"]
         return {
             "channels_reached": self._totals["first"] / self._num_channels,
             "rgn_reached": self._totals["first_rgn"] / self._total_rgn,
-            "repeated_channels": repeated.astype(np.float64),
-            "epochs_waited": np.asarray(sums["waited"], dtype=np.float64),
+            "repeated_channels": repeated,
+            "epochs_waited": sums["waited"],
             "captured_share": captured,
             "cosine": np.sqrt(captured),
             "running_cosine": self._running_cosine(),
