@@ -44,7 +44,7 @@ _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
 @click.option(
     "--figures", type=click.Path(file_okay=False, path_type=Path), help="Folder for the paper's observations."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: one for each processor]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one for each processor]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 def simulate_command(
     plan: Path,
@@ -93,6 +93,8 @@ def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | Non
     for path in (plot, timeline):
         if path is not None:
             check_suffix(path)
+    if figures is not None:
+        check_outputs(figures / "figure.png" if figures.is_dir() else figures)
     with matplotlib_ready():
         pass
 

@@ -79,6 +79,7 @@ def test_figures_are_written_and_named(plan_file: Path, tmp_path: Path) -> None:
         (["--plot", "replay.bmp"], 1, "suffix '.bmp' is not known. Use .png or .svg"),
         (["--timeline", "t.svg"], 1, "its table does not say when a step releases memory"),
         (["--plot", "no/such/folder.png"], 1, "the folder no/such does not exist"),
+        (["--figures", "no/such/folder"], 1, "the folder no/such does not exist"),
     ],
 )
 def test_wrong_use_says_what_to_do(plan_file: Path, arguments: list[str], code: int, message: str) -> None:
