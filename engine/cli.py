@@ -3,9 +3,6 @@
 import json
 import os
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +10,12 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from trady.planner.commands import CONTEXT
-from trady.planner.errors import TradyError
+from trady.planner.commands import CONTEXT, errors_told
 from trady.planner.options import DType, OptimizerKind
 
 _AMP: Final = [DType.BFLOAT16.value, DType.FLOAT16.value, "none"]
 #: What may stand beside --resume: everything else is in the run's folder.
 _WITH_RESUME: Final = frozenset(("resume", "trust_pickle", "as_json"))
-_INTERRUPTED: Final = 130
 
 
 class _DrawEvery(click.ParamType[Any]):
@@ -104,7 +99,8 @@ def train_command(
         _refuse_others(context)
     else:
         _require(context, plan=options["plan"], data=options["data"], output=output)
-    with _errors_told(resume or output):
+    run = resume or output
+    with errors_told("Interrupted." + (f" Go on with: trady-train --resume {run}" if run else "")):
         _train(resume, output, as_json, trust_pickle, options)
 
 
@@ -127,7 +123,7 @@ def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any)
 
     Example: trady-verify plan.json model.pt
     """
-    with _errors_told():
+    with errors_told("Interrupted."):
         from trady.engine.verifying import verify
         from trady.planner.plan import Plan
 
@@ -226,26 +222,3 @@ def _require(context: click.Context, **values: Any) -> None:
     missing = [names[name] for name, value in values.items() if value is None]
     if missing:
         raise click.UsageError(f"Missing {', '.join(missing)}. Give them, or --resume RUN.", context)
-
-
-@contextmanager
-def _errors_told(run: Path | None = None) -> Iterator[None]:
-    """Tell what the user can mend in one message and exit with 1; warnings become notes."""
-    before = warnings.showwarning
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
-            warnings.showwarning = _note
-            yield
-    except TradyError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("Interrupted." + (f" Go on with: trady-train --resume {run}" if run else ""), err=True)
-        sys.exit(_INTERRUPTED)
-    finally:
-        warnings.showwarning = before
-
-
-def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Note: {message}", err=True)

@@ -14,6 +14,7 @@ from rich.console import Console
 from trady.planner.errors import TradyError
 from trady.planner.files import check_writable
 
+_INTERRUPTED: Final = 130
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
 
@@ -63,15 +64,24 @@ def stages() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """Tell what the user can mend in one message and exit with 1; Ctrl-C leaves no half file."""
+def errors_told(interrupted: str = "Interrupted: nothing was written.") -> Iterator[None]:
+    """Tell what the user can mend in one message and exit with 1; warnings become notes.
+
+    Args:
+        interrupted: What to say on Ctrl-C, which leaves no half file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
+            warnings.showwarning = _note
             yield
     except TradyError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        click.echo("Interrupted: nothing was written.", err=True)
-        sys.exit(130)
+        click.echo(interrupted, err=True)
+        sys.exit(_INTERRUPTED)
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Note: {message}", err=True)
