@@ -1,16 +1,14 @@
 """The door to labelled data: a folder, an .npz, a .csv or .tsv, a torchvision dataset, or a function of batches."""
 
-import contextlib
-import importlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
-from trady.planner.errors import DataError
+from trady.planner.errors import DataError, LoadingError
+from trady.planner.factories import load_factory
 from trady.planner.labelled import LabelledData
 from trady.planner.picture_sets import read_archive, read_folder
 from trady.planner.pictures import PictureFormat
@@ -166,36 +164,16 @@ def _check_several_classes(data: LabelledData) -> None:
         )
 
 
-@contextlib.contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
 def _import_function(name: str) -> Callable[[], Iterable[Any]]:
     """Import ``module:function`` with the working directory on the path.
 
     Raises:
         DataError: The module cannot be imported, or has no such function.
     """
-    module_name, function_name = name.split(":")
-    with _working_directory_on_path():
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:  # the user's module may raise anything
-            raise DataError(
-                f"Data {name!r} cannot be imported: {type(error).__name__}: {error}. It is looked for in the working "
-                "directory and among the installed packages."
-            ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise DataError(f"Data {name!r}: {module_name} has no such function. It has: {', '.join(own) or 'none'}.")
-    return function  # type: ignore[no-any-return]
+    try:
+        return load_factory(name, "Data")
+    except LoadingError as error:
+        raise DataError(str(error)) from error
 
 
 def _as_batch(value: Any, subject: str) -> Batch:
