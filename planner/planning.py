@@ -26,6 +26,7 @@ from trady.planner.choosing import (
 from trady.planner.cost_records import FORWARD_CONVOLUTIONS
 from trady.planner.costing import build_cost_table
 from trady.planner.errors import PlanError
+from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
 from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
@@ -168,14 +169,8 @@ def make_plan(
     _check_same_model(traced, model)
     traced = traced.at(size)
     layers = candidate_layers(traced, _patterns(only), _patterns(exclude), max_depth)
-
-    def build(memory: StepMemory | None) -> CostTable:
-        return build_cost_table(
-            traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias, memory=memory
-        )
-
     say("Following what the step releases")
-    tables = RefinedTable(traced, build, measure=not any(parameter.is_meta for parameter in model.parameters()))
+    tables = _tables(model, traced, layers, request, train_bias)
     check_some_layer_fits(tables, request)
     convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
     counts = scheme_counts_of(request, tables, scheme, convolutions)
@@ -188,17 +183,12 @@ def make_plan(
     found = priorities_of(layers, priorities)
     say("Choosing layers and channels")
     chosen = choose_channels(request, tables, found, model, counts)
+    settings = _settings(request, traced, train_bias)
     plan = Plan(
         model=_model_record(model, inputs, traced, origin),
-        settings=(settings := _settings(request, traced, train_bias)),
+        settings=settings,
         strategy=chosen.strategy,
-        priorities=PriorityRecord(
-            source=priorities.source,
-            origin=priorities.origin,
-            num_batches=priorities.num_batches,
-            tail_index=priorities.tail_index,
-            digest=priorities.digest,
-        ),
+        priorities=_priority_record(priorities),
         solver=chosen.solver,
         counts=chosen.counts,
         ledger=tables.table.ledger(chosen.counts),
@@ -209,6 +199,29 @@ def make_plan(
         notes=_notes(traced, priorities, settings, tables.note),
     )
     return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, tables)
+
+
+def _tables(
+    model: nn.Module, traced: Trace, layers: Sequence[Layer], request: Request, train_bias: bool
+) -> RefinedTable:
+    """The candidate layers' costs; kernels can be measured unless the weights have no memory."""
+
+    def build(memory: StepMemory | None) -> CostTable:
+        return build_cost_table(
+            traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias, memory=memory
+        )
+
+    return RefinedTable(traced, build, measure=not any(parameter.is_meta for parameter in model.parameters()))
+
+
+def _priority_record(priorities: Priorities) -> PriorityRecord:
+    return PriorityRecord(
+        source=priorities.source,
+        origin=priorities.origin,
+        num_batches=priorities.num_batches,
+        tail_index=priorities.tail_index,
+        digest=priorities.digest,
+    )
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
