@@ -18,7 +18,8 @@ import numpy as np
 
 from trady.planner.gradient_recordings import FloatArray, GradientRecording
 from trady.planner.plan import Plan
-from trady.planner.priorities import LayerPriority, top_layers
+from trady.planner.priorities import top_layers
+from trady.planner.replanning import layer_priorities
 from trady.planner.strategies import TOP_SHARE
 from trady.planner.summary import layer_rgn
 
@@ -213,21 +214,8 @@ def _rgn_curve(plan: Plan) -> RgnCurve | None:
         rgn=tuple(rgn[order].tolist()),
         cumulative=tuple(np.minimum(rgn[order].cumsum() / rgn.sum(), 1.0).tolist()),
         top_share=TOP_SHARE,
-        num_top=len(top_layers(_priorities(plan), TOP_SHARE)),
+        num_top=len(top_layers(layer_priorities(plan), TOP_SHARE)),
     )
-
-
-def _priorities(plan: Plan) -> list[LayerPriority]:
-    return [
-        LayerPriority(
-            name=layer.name,
-            weight_name=layer.weight_name,
-            channel_norms=plan.channel_norms(index),
-            weight_elements=layer.weight_elements,
-            sample_elements=layer.sample_elements,
-        )
-        for index, layer in enumerate(plan.table.layers)
-    ]
 
 
 def _layer_ranks(plan: Plan, labels: Sequence[str], recordings: Sequence[GradientRecording]) -> LayerRanks:
