@@ -11,21 +11,12 @@ def coverage_value(share: float, horizon: float) -> float:
     return float(1.0 - (1.0 - share) ** horizon)
 
 
-def waiting_time(share: float, epoch: int) -> float:
-    """Expected epochs since the last update of a channel drawn in an epoch, where it was drawn before.
-
-    A channel drawn with probability ``p`` each epoch, last ``d`` epochs ago, has the geometric law ``p (1 - p)^(d-1)``,
-    cut at the epochs there were.
-
-    Args:
-        share: Probability that an epoch draws the channel, above 0.
-        epoch: The epoch, from 1.
-    """
-    return waiting_mass(share, epoch) / coverage_value(share, epoch)
-
-
 def waiting_mass(share: float, epoch: int) -> float:
-    """The same times the probability that it was drawn before: ``sum of d p (1 - p)^(d-1)`` for d up to the epoch.
+    """Expected epochs since a channel's last update, counted where an earlier epoch drew it at all.
+
+    A channel drawn with probability ``p`` each epoch was last drawn ``d`` epochs ago with ``p (1 - p)^(d-1)``: this is
+    the sum of ``d`` times that for d up to the epoch. Over :func:`coverage_value` of the earlier epochs it is the mean
+    of those that waited.
 
     Args:
         share: Probability that an epoch draws the channel.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trady.planner.coverage import coverage_value, waiting_mass, waiting_time
+from trady.planner.coverage import coverage_value, waiting_mass
 
 
 @given(st.floats(0.001, 1.0), st.integers(0, 60))
@@ -14,7 +14,9 @@ def test_waiting_is_the_geometric_law_cut_at_the_epochs_there_were(share: float,
     assert waiting_mass(share, epoch) == pytest.approx(sum(terms), abs=1e-9)
     if epoch:
         drawn_before = sum(share * (1 - share) ** (wait - 1) for wait in range(1, epoch + 1))
-        assert waiting_time(share, epoch) == pytest.approx(sum(terms) / drawn_before, rel=1e-6)
+        assert waiting_mass(share, epoch) / coverage_value(share, epoch) == pytest.approx(
+            sum(terms) / drawn_before, rel=1e-6
+        )
 
 
 def test_what_never_draws_never_waits() -> None:
