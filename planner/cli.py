@@ -329,7 +329,8 @@ def _write_figures(plan: Any, traced: Any, plot: Path | None, graph: Path | None
 
 
 def _check_figures(plot: Path | None, graph: Path | None, draw: Path | None) -> None:
-    from trady.planner.figures import check_figure_path, check_graph_path
+    from trady.planner.figures import check_graph_path
+    from trady.planner.plotting import check_figure_path
 
     for figure in (plot, draw):
         if figure is not None:

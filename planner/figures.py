@@ -37,18 +37,6 @@ _BOX_WIDTH, _BOX_HEIGHT = 2.6, 0.24
 _LONGEST_LABEL: Final = 40
 
 
-def check_figure_path(path: str | Path) -> None:
-    """Fail before the work: an unknown suffix, a place that cannot be written, or no matplotlib.
-
-    Raises:
-        TradyError: With what to do about it.
-    """
-    check_suffix(Path(path))
-    check_writable(Path(path))
-    with matplotlib_ready():
-        pass
-
-
 def check_graph_path(path: str | Path) -> None:
     """Fail before the work: an unknown suffix, or a place that cannot be written.
 

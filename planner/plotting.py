@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trady.planner.errors import TradyError
-from trady.planner.files import write_atomically
+from trady.planner.files import check_writable, write_atomically
 from trady.planner.units import format_bytes
 
 FIGURE_SUFFIXES: Final = (".png", ".svg")
@@ -27,6 +27,18 @@ def check_suffix(path: Path, known: Sequence[str] = FIGURE_SUFFIXES, subject: st
     if path.suffix not in known:
         found = f"suffix {path.suffix!r} is not known" if path.suffix else "the name has no suffix"
         raise TradyError(f"{subject} {path}: {found}. Use {' or '.join(known)}.")
+
+
+def check_figure_path(path: str | Path) -> None:
+    """Fail before the work: an unknown suffix, a place that cannot be written, or no matplotlib.
+
+    Raises:
+        TradyError: With what to do about it.
+    """
+    check_suffix(Path(path))
+    check_writable(Path(path))
+    with matplotlib_ready():
+        pass
 
 
 @contextmanager

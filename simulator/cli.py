@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from rich.console import Console
 
-from trady.planner.commands import CONTEXT, check_outputs, errors_told, output_path, read_scheme, tell_written
+from trady.planner.commands import CONTEXT, errors_told, output_path, read_scheme, tell_written
 from trady.planner.errors import PlanError, StrategyError
 from trady.planner.options import Strategy, choose
 
@@ -65,7 +65,6 @@ def simulate_command(
     Example: trady-simulate plan.json --policy solver,trady,s-topk-random --trials 1000 --plot replay.png
     """
     with errors_told():
-        check_outputs(plot, timeline)
         _check_figures(plot, timeline, figures)
         from trady.planner.plan import Plan
 
@@ -85,18 +84,13 @@ def simulate_command(
 
 
 def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | None) -> None:
-    """Fail before the work: a suffix nobody can draw, or no matplotlib."""
-    if plot is None and timeline is None and figures is None:
-        return
-    from trady.planner.plotting import check_suffix, matplotlib_ready
+    """Fail before the work, not after it."""
+    from trady.planner.plotting import check_figure_path
 
-    for path in (plot, timeline):
+    folder = None if figures is None else (figures if figures.is_dir() else figures.parent) / "figure.png"
+    for path in (plot, timeline, folder):
         if path is not None:
-            check_suffix(path)
-    if figures is not None:
-        check_outputs(figures / "figure.png" if figures.is_dir() else figures)
-    with matplotlib_ready():
-        pass
+            check_figure_path(path)
 
 
 def _policies(policy: str | None, scheme: str | None, plan: "Plan") -> list[Strategy]:

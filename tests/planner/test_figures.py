@@ -13,7 +13,6 @@ from torch import nn
 
 from trady.planner.errors import TradyError
 from trady.planner.figures import (
-    check_figure_path,
     check_graph_path,
     draw_graph,
     plot_plan,
@@ -22,6 +21,7 @@ from trady.planner.figures import (
 from trady.planner.module_graphs import MODEL, Place, layered_places, module_graph
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
+from trady.planner.plotting import check_figure_path
 from trady.planner.tracing import Trace, trace
 
 
