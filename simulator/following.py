@@ -24,6 +24,13 @@ class GradientPath:
 
     Args:
         gradients: What to follow.
+
+    Attributes:
+        vectors: The gradient of each layer, ``[numbers, channels]``.
+        squares: Squared norm of each channel's, for each layer.
+        layer_squares: Of each layer's, ``[layers]``.
+        sums: Running sums of the vectors; empty where all epochs have the same.
+        sum_square: Squared norm of the running sum; of one epoch's gradient where all are the same.
     """
 
     def __init__(self, gradients: Gradients) -> None:
@@ -38,21 +45,17 @@ class GradientPath:
             return
         self._epoch = epoch
         self.vectors = self._gradients.vectors(epoch)
-        self.norms = self._gradients.norms(epoch)
         self.squares = [(found**2).sum(axis=0) for found in self.vectors]
+        self.layer_squares = np.array([found.sum() for found in self.squares])
         if not self.constant:
             before = self.sums or [np.zeros_like(found) for found in self.vectors]
             self.sums = [total + found for total, found in zip(before, self.vectors, strict=True)]
+        self.sum_square = float(sum((total**2).sum() for total in (self.sums or self.vectors)))
 
     @property
-    def layer_squares(self) -> Values:
-        """Squared norm of each layer's gradient, ``[layers]``."""
-        return np.array([found.sum() for found in self.squares])
-
-    @property
-    def sum_square(self) -> float:
-        """Squared norm of the running sum; of one epoch's gradient where all are the same."""
-        return float(sum((total**2).sum() for total in (self.vectors if self.constant else self.sums)))
+    def norms(self) -> list[Vectors]:
+        """Norm of each channel, for each layer, as a run would observe it; made when asked for."""
+        return self._gradients.norms(self._epoch)
 
 
 class Followed:
