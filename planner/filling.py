@@ -38,6 +38,33 @@ class Pool:
         return cls(np.repeat(layers, sizes), within)
 
 
+class _Doors:
+    """Which layers are open in each run: a layer is closed when its next channel does not fit.
+
+    Args:
+        purses: What is spent.
+    """
+
+    def __init__(self, purses: Purses) -> None:
+        self._purses = purses
+        self.is_open = np.ones(purses.counts.shape, dtype=bool)
+        self._opened = np.zeros(len(purses.counts), dtype=np.int64)
+
+    def look(self, runs: Channels) -> Flags:
+        """Close what can no longer fit; open again where another layer's first channel may have made it cheaper.
+
+        Returns:
+            Layers that may still fit, now or after such an opening, ``[runs asked for, layers]``.
+        """
+        fit: Flags = self._purses.least_prices(runs) <= self._purses.left[runs, None]
+        fixed = self._purses.prices_are_fixed
+        if not fixed:
+            before, self._opened = self._opened, np.count_nonzero(self._purses.counts, axis=1)
+            self.is_open[self._opened > before] = True
+        self.is_open[runs] &= fit
+        return self.is_open[runs] if fixed else fit
+
+
 def fill_uniformly(
     purses: Purses, layers: Channels, sizes: Channels, words: Callable[[Channels, int, int], HalfWords]
 ) -> None:
@@ -52,25 +79,20 @@ def fill_uniformly(
         sizes: Channels of each.
         words: Random words ``[words, runs]`` for some runs, from the first and as many as asked for.
     """
-    runs, step = np.arange(len(purses.counts)), 0
-    is_open = np.ones((len(runs), len(layers)), dtype=bool)
-    opened = np.zeros(len(runs), dtype=np.int64)
+    runs, step, doors = np.arange(len(purses.counts)), 0, _Doors(purses)
     while True:
-        if not purses.prices_are_fixed:
-            before, opened = opened, np.count_nonzero(purses.counts, axis=1)
-            is_open[opened[runs] > before[runs]] = True
-        is_open &= purses.least_prices(runs)[:, layers] <= purses.left[runs, None]
-        weights = (sizes - purses.counts[runs][:, layers]) * is_open
+        doors.look(runs)
+        weights = (sizes - purses.counts[runs][:, layers]) * doors.is_open[runs][:, layers]
         keep = weights.any(axis=1)
-        runs, is_open, weights = runs[keep], is_open[keep], weights[keep]
+        runs, weights = runs[keep], weights[keep]
         if not len(runs):
             return
-        _fill_round(purses, layers, runs, is_open, weights, words(runs, step, _ROUND))
+        _fill_round(purses, layers, runs, doors, weights, words(runs, step, _ROUND))
         step += _ROUND
 
 
 def _fill_round(
-    purses: Purses, layers: Channels, runs: Channels, is_open: Flags, weights: Channels, words: HalfWords
+    purses: Purses, layers: Channels, runs: Channels, doors: _Doors, weights: Channels, words: HalfWords
 ) -> None:
     ends = np.cumsum(weights, axis=1)
     starts, totals = ends - weights, ends[:, -1].astype(np.uint64)
@@ -79,13 +101,13 @@ def _fill_round(
     for word in words:
         places = integers_below(word, totals)
         at = (ends <= places[:, None]).sum(axis=1)
-        asked = np.flatnonzero((places - starts[rows, at] >= taken[rows, at]) & is_open[rows, at])
+        asked = np.flatnonzero((places - starts[rows, at] >= taken[rows, at]) & doors.is_open[runs, layers[at]])
         if not len(asked):
             continue
         layer = at[asked]
         fits = purses.take(runs[asked], layers[layer])
         taken[asked[fits], layer[fits]] += 1
-        is_open[asked[~fits], layer[~fits]] = False
+        doors.is_open[runs[asked[~fits]], layers[layer[~fits]]] = False
 
 
 def fill_in_order(purses: Purses, pool: Pool, order: Channels) -> Flags:
@@ -100,26 +122,18 @@ def fill_in_order(purses: Purses, pool: Pool, order: Channels) -> Flags:
         Whether each channel of the pool was taken, ``[runs, channels]``.
     """
     taken = np.zeros(order.shape, dtype=bool)
-    runs, asked = np.arange(len(order)), _ROUND
-    is_open = np.ones(purses.counts.shape, dtype=bool)
-    opened = np.zeros(len(runs), dtype=np.int64)
+    runs, asked, doors = np.arange(len(order)), _ROUND, _Doors(purses)
     while order.size:
         for places in order[:, :asked].T:
             layers = pool.layers[places]
-            wanted = np.flatnonzero((places >= 0) & is_open[runs, layers])
+            wanted = np.flatnonzero((places >= 0) & doors.is_open[runs, layers])
             if not len(wanted):
                 continue
             place, layer, run = places[wanted], layers[wanted], runs[wanted]
             fits = purses.take(run, layer, pool.channels[place])
             taken[run[fits], place[fits]] = True
-            is_open[run[~fits], layer[~fits]] = False
-        fit: Flags = purses.least_prices(runs) <= purses.left[runs, None]
-        if not purses.prices_are_fixed:
-            before, opened = opened, np.count_nonzero(purses.counts, axis=1)
-            is_open[opened > before] = True
-        is_open[runs] &= fit
-        may_fit: Flags = is_open[runs] if purses.prices_are_fixed else fit
-        order, runs = _left_of(order[:, asked:], runs, may_fit, pool)
+            doors.is_open[run[~fits], layer[~fits]] = False
+        order, runs = _left_of(order[:, asked:], runs, doors.look(runs), pool)
         asked = min(2 * asked, _MOST_ASKED)
     return taken
 
