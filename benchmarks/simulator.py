@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,14 +168,11 @@ def llama_rows() -> list[dict[str, Any]]:
     rows = []
     for budget in ("64MB", "1GB"):
         plan = make_plan(model, inputs, budget=budget, traced=traced, priorities=uniform_priorities(traced))
-        path = RESULTS.with_name("llama-plan.json")
-        plan.save(path)
-        try:
+        with tempfile.TemporaryDirectory() as folder:
+            plan.save(path := Path(folder) / "plan.json")
             done = subprocess.run(
                 [sys.executable, "-c", LLAMA, path, "solver"], capture_output=True, text=True, check=True
             )
-        finally:
-            path.unlink()
         rows.append({"budget": budget, "drawn_channels": sum(plan.counts), **json.loads(done.stdout)})
     return rows
 

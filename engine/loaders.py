@@ -20,7 +20,7 @@ from trady.planner.pictures import PictureFormat, PixelArrays
 from trady.planner.random_words import permutation, random_bits
 from trady.planner.training_step import Batch
 
-# Streams of random bits beside those of the draws, which number from 0 and from 2**31.
+# Streams of random bits beside those of the draws, which number from 0.
 _ORDER_STREAM: Final = 2**32 - 2
 _AUGMENT_STREAM: Final = 2**32 - 3
 #: An unreadable item is stood in for by one of so many that follow it.

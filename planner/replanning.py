@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import fsum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trady.planner.cost_records import FORWARD_CONVOLUTIONS
 from trady.planner.coverage import DEFAULT_HORIZON, coverage_value
@@ -18,8 +18,8 @@ from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, e
 if TYPE_CHECKING:
     from trady.planner.choosing import Request
 
-#: Stream of the channels that stand in for MIT's choice where there are no weights to choose by.
-_SCHEME_STREAM = 3
+#: Stream, beside those of the draws, of the channels that stand in for MIT's choice where there are no weights.
+_SCHEME_STREAM: Final = 3
 
 
 def replan(plan: Plan, strategy: Strategy | str, scheme: Mapping[str, float] | str | None = None) -> Plan:
