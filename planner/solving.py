@@ -17,7 +17,8 @@ from trady.planner.cost_records import INDEX_BYTES, SLICE_BLOCK
 from trady.planner.coverage import coverage_value
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
-from trady.planner.peaks import MARGIN_PERCENT, Moment
+from trady.planner.peaks import MARGIN_PERCENT
+from trady.planner.step_moments import Moment
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from trady.planner.errors import PlanError
 from trady.planner.ledger import PEAK_LINES, CostTable
-from trady.planner.peaks import Moment, MomentKind, with_margin
+from trady.planner.peaks import with_margin
 from trady.planner.plan import Plan
 from trady.planner.schedule import ChannelDraws, draw_runs
+from trady.planner.step_moments import Moment, MomentKind
 
 #: The ledger's lines, and the margin that the peak is predicted with.
 PARTS: Final = (*PEAK_LINES, "margin")

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trady.planner.options import Scope
-from trady.planner.peaks import MomentKind
 from trady.planner.plotting import check_suffix, label_bytes, matplotlib_ready, save_figure, thinned_labels, tidy_axes
 from trady.planner.report_parts import shorten
+from trady.planner.step_moments import MomentKind
 from trady.planner.units import format_bytes
 from trady.simulator.moments import LiveMoment, Timeline
 

@@ -11,9 +11,9 @@ from cases import build
 from trady.engine import Engine
 from trady.planner.allocations import AllocationMeter
 from trady.planner.calibration import uniform_priorities
-from trady.planner.peaks import MomentKind
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
+from trady.planner.step_moments import MomentKind
 from trady.planner.tracing import trace
 from trady.planner.training_step import call_model, step_loss, synthetic_targets
 from trady.simulator import Timeline, timeline

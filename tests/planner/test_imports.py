@@ -31,6 +31,7 @@ def test_only_the_solver_imports_ortools_solver() -> None:
         "ledger",
         "cost_records",
         "peaks",
+        "step_moments",
         "gradient_flow",
         "residual_rules",
     ],

@@ -19,10 +19,11 @@ from trady.planner.calibration import uniform_priorities
 from trady.planner.errors import PlanError
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope, Strategy
-from trady.planner.peaks import MomentKind, with_margin
+from trady.planner.peaks import with_margin
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
 from trady.planner.schedule import draw, draw_runs
+from trady.planner.step_moments import MomentKind
 from trady.planner.tracing import trace
 from trady.simulator import Timeline, timeline
 from trady.simulator.moments import PARTS, LiveMoment
