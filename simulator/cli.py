@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ from trady.planner.options import Strategy, choose
 if TYPE_CHECKING:
     from trady.planner.gradient_recordings import GradientRecording
     from trady.planner.plan import Plan
+    from trady.simulator.moments import Timeline
+    from trady.simulator.observations import Observations
     from trady.simulator.outcomes import SimulationReport
 
 _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
@@ -73,9 +76,10 @@ def simulate_command(
         recordings = _recordings(traces, gradients, loaded)
         followed = recordings[0] if recordings else gradients
         reports = _replays(loaded, policies, read_scheme(scheme), gradients=followed, **options)
-        written = _draw(loaded, reports, recordings, plot, timeline, figures, options["seed"])
+        views = _Views(loaded, recordings, options["seed"])
+        written = _draw(reports, views, plot, timeline, figures)
         if as_json:
-            click.echo(json.dumps(_document(loaded, reports, recordings, options["seed"]), indent=1))
+            click.echo(json.dumps(views.as_json(reports), indent=1))
         else:
             from trady.simulator.reports import simulation_report
 
@@ -127,14 +131,42 @@ def _replays(
     return reports
 
 
+class _Views:
+    """What a plan is looked at beside its replay; each made once, when it is asked for."""
+
+    def __init__(self, plan: "Plan", recordings: Sequence["GradientRecording"], seed: int) -> None:
+        self._plan, self._recordings, self._seed = plan, recordings, seed
+
+    @cached_property
+    def timeline(self) -> "Timeline":
+        """One step's bytes."""
+        from trady.simulator.moments import timeline
+
+        return timeline(self._plan, seed=self._seed)
+
+    @cached_property
+    def observations(self) -> "Observations":
+        """Ranks of layers and channels, tails, the RGN curve."""
+        from trady.simulator.observations import observe
+
+        return observe(self._plan, self._recordings)
+
+    def as_json(self, reports: Sequence["SimulationReport"]) -> dict[str, Any]:
+        """All of it beside the replays; no timeline where lifetimes are not known."""
+        has_peak = self._plan.table.gradient_storages is not None
+        return {
+            "replays": [report.as_json() for report in reports],
+            "timeline": self.timeline.as_json() if has_peak else None,
+            "observations": self.observations.as_json(),
+        }
+
+
 def _draw(
-    plan: "Plan",
     reports: Sequence["SimulationReport"],
-    recordings: Sequence["GradientRecording"],
+    views: _Views,
     plot: Path | None,
     timeline: Path | None,
     figures: Path | None,
-    seed: int,
 ) -> list[Path]:
     written: list[Path] = []
     if plot is not None:
@@ -143,30 +175,15 @@ def _draw(
         plot_replay(reports, plot)
         written.append(plot)
     if timeline is not None:
-        from trady.simulator import moments, timeline_figures
+        from trady.simulator.timeline_figures import plot_timeline
 
-        timeline_figures.plot_timeline(moments.timeline(plan, seed=seed), timeline)
+        plot_timeline(views.timeline, timeline)
         written.append(timeline)
     if figures is not None:
         from trady.simulator.observation_figures import draw_observations
-        from trady.simulator.observations import observe
 
-        written += draw_observations(observe(plan, recordings), figures)
+        written += draw_observations(views.observations, figures)
     return written
-
-
-def _document(
-    plan: "Plan", reports: Sequence["SimulationReport"], recordings: Sequence["GradientRecording"], seed: int
-) -> dict[str, Any]:
-    from trady.simulator.moments import timeline
-    from trady.simulator.observations import observe
-
-    has_peak = plan.table.gradient_storages is not None
-    return {
-        "replays": [report.as_json() for report in reports],
-        "timeline": timeline(plan, seed=seed).as_json() if has_peak else None,
-        "observations": observe(plan, recordings).as_json(),
-    }
 
 
 @contextmanager
