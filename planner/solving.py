@@ -3,36 +3,51 @@
 The only room that imports ortools.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import pairwise
 from typing import Final
 
 import ortools
 from ortools.sat.python import cp_model
 
 from trady.planner.cost_records import INDEX_BYTES, SLICE_BLOCK
-from trady.planner.coverage import coverage_value
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
 from trady.planner.peaks import MARGIN_PERCENT
 from trady.planner.step_moments import Moment
+from trady.planner.value_curves import fill_segments, units_of, value_segments
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12
-#: Up to this many channels a layer's value curve is exact; above, so many chords, which err by 0.6 % at most.
-_EXACT_CHANNELS: Final = 16
-_SEGMENTS: Final = 8
 #: Share of the best value that may be given up for fewer residual bytes.
 TOLERANCE: Final = 1e-3
 _SEARCH_GAP: Final = 2e-4
-#: Linearization levels tried one after the other, with their shares of the search effort.
-_ATTEMPTS: Final = ((1, 0.1), (2, 0.6))
-_RESIDUALS_SHARE: Final = 1.0
 #: CP-SAT counts in 64 bits; no machine has as much memory.
 _MOST_BYTES: Final = 2**52
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How CP-SAT goes about a search.
+
+    Args:
+        linearization: Its linearization level.
+        share: Part of the limits' deterministic time.
+        presolve: Whether to simplify the program at length first, which most searches take less time than.
+    """
+
+    linearization: int
+    share: float
+    presolve: bool
+
+
+#: Ways to look for the best value, one after the other, and the way to look for the fewest residuals. Where layers are
+#: alike a light relaxation proves what a full one does not, and the other way round.
+_ATTEMPTS: Final = (_Effort(1, 0.1, presolve=False), _Effort(2, 0.6, presolve=True))
+_RESIDUALS_EFFORT: Final = _Effort(1, 1.0, presolve=False)
 
 
 class SolverStatus(StrEnum):
@@ -93,43 +108,9 @@ class Selection:
         return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive channels of a layer that are worth the same each."""
-
-    channels: int
-    units: int
-
-
 def solver_version() -> str:
     """Version of OR-Tools: part of what makes a plan's bytes."""
     return str(ortools.__version__)
-
-
-def value_segments(channels: int, total_units: float, horizon: float) -> list[Segment]:
-    """A layer's value curve in pieces whose integer marginals never increase.
-
-    Floored values would not be concave; floored marginals are.
-    """
-    if horizon <= 1.0:
-        return [Segment(channels, int(total_units / channels))]
-    segments: list[Segment] = []
-    for start, end in pairwise(_edges(channels, horizon)):
-        gained = coverage_value(end / channels, horizon) - coverage_value(start / channels, horizon)
-        units = int(gained * total_units / (end - start))
-        segments.append(Segment(end - start, min(units, segments[-1].units) if segments else units))
-    return segments
-
-
-def _edges(channels: int, horizon: float) -> list[int]:
-    """Ends of the segments: every channel of a narrow layer, else so that each one errs as much as the others.
-
-    A chord of ``1 - (1 - s)^E`` errs by its length squared times the curvature ``(1 - s)^(E - 2)``.
-    """
-    if channels <= _EXACT_CHANNELS:
-        return list(range(channels + 1))
-    shares = (1.0 - (1.0 - step / _SEGMENTS) ** (2.0 / horizon) for step in range(_SEGMENTS + 1))
-    return sorted({round(channels * share) for share in shares})
 
 
 def solve(table: CostTable, values: Sequence[float], limits: Limits) -> Selection:
@@ -143,12 +124,7 @@ def solve(table: CostTable, values: Sequence[float], limits: Limits) -> Selectio
     Returns:
         The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
     """
-    model = _Model(table, values, limits)
-    found = model.maximise()
-    if not any(found.counts):
-        nothing = SolverStatus.UNKNOWN if found.status is SolverStatus.UNKNOWN else SolverStatus.INFEASIBLE
-        return replace(found, status=nothing)
-    return model.with_fewest_residuals(found)
+    return Program(table, values, limits).solve(limits.budget_bytes)
 
 
 @dataclass
@@ -158,8 +134,16 @@ class _Variables:
     segments: list[list[cp_model.IntVar]] = field(default_factory=list)
 
 
-class _Model:
-    """The integer program of one budget."""
+class Program:
+    """The integer program of a table and its values, for one budget after the other.
+
+    What budgets have in common is built once; a budget gives the same counts whichever were solved before it.
+
+    Args:
+        table: Costs of the eligible layers.
+        values: Gradient norm of each layer, summed over its channels.
+        limits: Bounds beside the budget.
+    """
 
     def __init__(self, table: CostTable, values: Sequence[float], limits: Limits) -> None:
         self._table, self._limits = table, limits
@@ -175,7 +159,6 @@ class _Model:
         self._members: list[list[int]] = [[] for _ in table.groups]
         for index, layer in enumerate(table.layers):
             self._members[layer.group].append(index)
-        self._most = [self._affordable(index) for index in range(len(table.layers))]
         self._add_layers()
         self._value = sum(
             segment.units * variable
@@ -186,24 +169,40 @@ class _Model:
         self._stored: dict[int, cp_model.LinearExpr | int] = {}
         self._paid: dict[tuple[int, int], cp_model.IntVar] = {}
         self._begun: dict[int, cp_model.IntVar] = {}
-        if limits.scope is Scope.PEAK:
-            self._add_moments()
-        else:
-            self._add_budget()
+        self._spent = 0 if limits.scope is Scope.PEAK else self._spent_expression()
         self._add_backward_limit()
 
-    def maximise(self) -> Selection:
-        """The best value; no counts where the limits allow nothing, or the search found nothing in time.
+    def solve(self, budget_bytes: int) -> Selection:
+        """The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes."""
+        program = self._with_budget(budget_bytes)
+        found = program._maximise()
+        if not any(found.counts):
+            nothing = SolverStatus.UNKNOWN if found.status is SolverStatus.UNKNOWN else SolverStatus.INFEASIBLE
+            return replace(found, status=nothing)
+        return program._with_fewest_residuals(found)
 
-        Where layers are alike a light relaxation proves what a full one does not, and the other way round.
-        """
+    def _with_budget(self, budget_bytes: int) -> "Program":
+        """A copy that holds a budget: this one stays as it is."""
+        program = copy.copy(self)
+        program._model = self._model.clone()
+        program._trained, program._stored = dict(self._trained), dict(self._stored)
+        program._paid, program._begun = dict(self._paid), dict(self._begun)
+        budget = min(budget_bytes, _MOST_BYTES)
+        if self._limits.scope is Scope.PEAK:
+            program._add_moments(budget)
+        else:
+            program._model.add(self._spent <= budget)
+        return program
+
+    def _maximise(self) -> Selection:
+        """The best value; no counts where the limits allow nothing, or the search found nothing in time."""
         self._model.maximize(self._value)
         best: Selection | None = None
         bound = math.inf
-        for linearization, share in _ATTEMPTS:
+        for effort in _ATTEMPTS:
             if best is not None:
                 self._hint(best.counts)
-            solver = self._solver(_SEARCH_GAP, linearization, share)
+            solver = self._solver(_SEARCH_GAP, effort)
             status = solver.solve(self._model)
             if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
                 if status == cp_model.INFEASIBLE:
@@ -219,31 +218,32 @@ class _Model:
     def _nothing(self, status: SolverStatus) -> Selection:
         return Selection((0,) * len(self._table.layers), status, 0.0, 0.0)
 
-    def with_fewest_residuals(self, best: Selection) -> Selection:
+    def _with_fewest_residuals(self, best: Selection) -> Selection:
         """Give up at most the tolerance of the value for a shallower backward pass."""
         floor = min(best.value, best.bound * (1 - TOLERANCE))
         self._model.add(self._value >= int(floor * _VALUE_UNITS))
         self._model.minimize(self._residuals)
         self._hint(best.counts)
-        solver = self._solver(TOLERANCE, linearization=2, share=_RESIDUALS_SHARE)
+        solver = self._solver(TOLERANCE, _RESIDUALS_EFFORT)
         status = solver.solve(self._model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return best
         return self._selection(self._counts(solver), best.bound)
 
     def _add_layers(self) -> None:
-        for layer, curve, most in zip(self._table.layers, self._curves, self._most, strict=True):
-            variables = [self._model.new_int_var(0, min(segment.channels, most), "") for segment in curve]
+        for layer, curve in zip(self._table.layers, self._curves, strict=True):
+            variables = [self._model.new_int_var(0, segment.channels, "") for segment in curve]
             drawn = self._model.new_bool_var(layer.name)
             count = sum(variables)
             least = min(self._limits.min_channels, layer.in_channels)
             self._model.add(count >= least * drawn)
-            self._model.add(count <= most * drawn)
+            self._model.add(count <= layer.in_channels * drawn)
             self._variables.segments.append(variables)
             self._variables.counts.append(count)
             self._variables.drawn.append(drawn)
 
-    def _add_budget(self) -> None:
+    def _spent_expression(self) -> cp_model.LinearExpr | int:
+        """Bytes of scope ``update`` or ``training``."""
         table, limits = self._table, self._limits
         spent = sum(
             count * self._weight_bytes(index) + self._fixed_bytes(index) * drawn
@@ -252,20 +252,19 @@ class _Model:
         spent = spent + sum(self._stored_bytes(group) for group in range(len(table.groups)))
         if limits.scope is Scope.TRAINING:
             spent = spent + table.always_trained_bytes + self._kept_expression(("residuals", "always_trained"))
-        self._model.add(spent <= min(limits.budget_bytes, _MOST_BYTES))
+        return spent
 
-    def _add_moments(self) -> None:
+    def _add_moments(self, budget: int) -> None:
         """At each moment of the step what lives stays within the budget."""
-        table, limits = self._table, self._limits
+        table = self._table
         lasting = table.lasting_always_bytes + sum(
             count * (table.layers[index].active_weight_bytes + table.layers[index].optimizer_bytes)
             + self._fixed_bytes(index) * drawn
             for index, (count, drawn) in enumerate(zip(self._variables.counts, self._variables.drawn, strict=True))
         )
         lasting = lasting + INDEX_BYTES * sum(self._stored_channels(group) for group in range(len(table.groups)))
-        budget = min(limits.budget_bytes, _MOST_BYTES)
         self._model.add(lasting <= budget)
-        for moment in table.peak_model.binding(limits.budget_bytes):
+        for moment in table.peak_model.binding(budget):
             share = 100 + MARGIN_PERCENT
             constraint = self._model.add(100 * lasting + share * self._living_at(moment) <= 100 * budget - share)
             if moment.slice is not None:
@@ -293,15 +292,10 @@ class _Model:
     def _blocks(self, index: int) -> cp_model.IntVar:
         """Blocks of channels that a layer's draw begins."""
         if index not in self._begun:
-            most = -(-self._most[index] // SLICE_BLOCK)
+            most = -(-self._table.layers[index].in_channels // SLICE_BLOCK)
             self._begun[index] = self._model.new_int_var(0, most, "")
             self._model.add(SLICE_BLOCK * self._begun[index] >= self._variables.counts[index])
         return self._begun[index]
-
-    def _affordable(self, index: int) -> int:
-        """Most channels the budget could pay if nothing else were drawn: tight bounds make tight relaxations."""
-        price = self._weight_bytes(index) + INDEX_BYTES
-        return min(self._table.layers[index].in_channels, self._limits.budget_bytes // price)
 
     def _weight_bytes(self, index: int) -> int:
         layer = self._table.layers[index]
@@ -346,7 +340,7 @@ class _Model:
         return self._paid[group, position]
 
     def _most_of(self, group: int) -> int:
-        return max(self._most[index] for index in self._members[group])
+        return max(self._table.layers[index].in_channels for index in self._members[group])
 
     def _kept_expression(self, lines: tuple[str, ...]) -> cp_model.LinearExpr | int:
         total: cp_model.LinearExpr | int = 0
@@ -395,40 +389,32 @@ class _Model:
             bits &= ~inside[largest]
         return sources + [drawn for index, drawn in enumerate(self._variables.drawn) if bits >> index & 1]
 
-    def _solver(self, gap: float, linearization: int, share: float) -> cp_model.CpSolver:
+    def _solver(self, gap: float, effort: _Effort) -> cp_model.CpSolver:
         """One worker, a fixed seed and deterministic time: the same problem gives the same counts."""
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = self._limits.seed
-        solver.parameters.max_deterministic_time = self._limits.deterministic_time * share
+        solver.parameters.max_deterministic_time = self._limits.deterministic_time * effort.share
         solver.parameters.relative_gap_limit = gap
-        solver.parameters.linearization_level = linearization
+        solver.parameters.linearization_level = effort.linearization
+        if not effort.presolve:
+            solver.parameters.cp_model_probing_level = 0
+            solver.parameters.symmetry_level = 0
+            solver.parameters.max_presolve_iterations = 1
         return solver
 
     def _counts(self, solver: cp_model.CpSolver) -> tuple[int, ...]:
         return tuple(sum(solver.value(variable) for variable in variables) for variables in self._variables.segments)
 
     def _selection(self, counts: tuple[int, ...], bound: float) -> Selection:
-        value = sum(self._units(index, count) for index, count in enumerate(counts)) / _VALUE_UNITS
+        units = sum(units_of(curve, count) for curve, count in zip(self._curves, counts, strict=True))
+        value = units / _VALUE_UNITS
         bound = max(bound, value)
         proven = bound - value <= TOLERANCE * bound * (1 + 1e-9)
         return Selection(counts, SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE, value, bound)
 
     def _hint(self, counts: Sequence[int]) -> None:
         self._model.clear_hints()
-        for index, (count, variables) in enumerate(zip(counts, self._variables.segments, strict=True)):
-            for variable, part in zip(variables, self._filled(index, count), strict=True):
+        for curve, count, variables in zip(self._curves, counts, self._variables.segments, strict=True):
+            for variable, part in zip(variables, fill_segments(curve, count), strict=True):
                 self._model.add_hint(variable, part)
-
-    def _units(self, index: int, count: int) -> int:
-        """Value of ``count`` channels of a layer: segments fill in order, the dearest first."""
-        return sum(
-            segment.units * part for segment, part in zip(self._curves[index], self._filled(index, count), strict=True)
-        )
-
-    def _filled(self, index: int, count: int) -> list[int]:
-        parts = []
-        for segment in self._curves[index]:
-            parts.append(min(segment.channels, count))
-            count -= parts[-1]
-        return parts

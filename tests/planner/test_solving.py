@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from tables import all_counts, cost_table, cost_tables, full_counts, layer_costs
 from trady.planner.cost_records import GroupInput, InputGroup, KeptBytes, Upstream
+from trady.planner.coverage import coverage_value
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
-from trady.planner.solving import TOLERANCE, Limits, SolverStatus, coverage_value, solve, value_segments
+from trady.planner.solving import TOLERANCE, Limits, SolverStatus, solve
+from trady.planner.value_curves import value_segments
 
 SCOPES = st.sampled_from([Scope.UPDATE, Scope.TRAINING])
 VALUES = st.lists(st.floats(0.01, 10), min_size=4, max_size=4)

@@ -1,0 +1,60 @@
+"""What the channels of a layer are worth to the solver: a concave curve in whole pieces. No torch, no ortools."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from trady.planner.coverage import coverage_value
+
+#: Up to this many channels a layer's value curve is exact; above, so many chords, which err by 0.6 % at most.
+_EXACT_CHANNELS: Final = 16
+_SEGMENTS: Final = 8
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive channels of a layer that are worth the same each."""
+
+    channels: int
+    units: int
+
+
+def value_segments(channels: int, total_units: float, horizon: float) -> list[Segment]:
+    """A layer's value curve in pieces whose integer marginals never increase.
+
+    Floored values would not be concave; floored marginals are.
+    """
+    if horizon <= 1.0:
+        return [Segment(channels, int(total_units / channels))]
+    segments: list[Segment] = []
+    for start, end in pairwise(_edges(channels, horizon)):
+        gained = coverage_value(end / channels, horizon) - coverage_value(start / channels, horizon)
+        units = int(gained * total_units / (end - start))
+        segments.append(Segment(end - start, min(units, segments[-1].units) if segments else units))
+    return segments
+
+
+def _edges(channels: int, horizon: float) -> list[int]:
+    """Ends of the segments: every channel of a narrow layer, else so that each one errs as much as the others.
+
+    A chord of ``1 - (1 - s)^E`` errs by its length squared times the curvature ``(1 - s)^(E - 2)``.
+    """
+    if channels <= _EXACT_CHANNELS:
+        return list(range(channels + 1))
+    shares = (1.0 - (1.0 - step / _SEGMENTS) ** (2.0 / horizon) for step in range(_SEGMENTS + 1))
+    return sorted({round(channels * share) for share in shares})
+
+
+def fill_segments(segments: Sequence[Segment], count: int) -> list[int]:
+    """How ``count`` channels fill a curve's segments: in order, the dearest first."""
+    parts = []
+    for segment in segments:
+        parts.append(min(segment.channels, count))
+        count -= parts[-1]
+    return parts
+
+
+def units_of(segments: Sequence[Segment], count: int) -> int:
+    """Value of ``count`` channels."""
+    return sum(segment.units * part for segment, part in zip(segments, fill_segments(segments, count), strict=True))
