@@ -9,86 +9,21 @@ from torch import nn
 
 from trady.planner.calibration import slice_norms
 from trady.planner.coverage import DEFAULT_HORIZON
-from trady.planner.errors import BudgetError, PlanError, TradyError
+from trady.planner.errors import PlanError
 from trady.planner.layers import Layer
-from trady.planner.ledger import CostTable, Ledger
-from trady.planner.options import DType, OptimizerKind, Scope, Strategy
+from trady.planner.ledger import CostTable
+from trady.planner.options import Scope, Strategy
 from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
 from trady.planner.priorities import LayerPriority, Priorities
 from trady.planner.refining import RefinedTable
+from trady.planner.requests import Request, cheapest_layer, least_counts, no_layer_fits
 from trady.planner.schemes import scheme_ratios
 from trady.planner.solving import Limits, Selection, SolverStatus, solve, solver_version
 from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, eligible_layers, scheme_counts
 from trady.planner.tracing import Trace
-from trady.planner.units import format_bytes
 
 #: Times that a budget of the peak is solved anew after kernels were measured.
 _MOST_ROUNDS: Final = 6
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a choice, read and checked.
-
-    Args:
-        budget_bytes: Bytes of the scope.
-        scope: Lines the budget holds.
-        optimizer: What is kept for each trained element.
-        strategy: Layer and draw rule.
-        dtype: Element type asked for, if any.
-        epochs: Planned epochs.
-        min_channels: Fewest channels of a chosen layer.
-        max_backward_macs: Most multiply-adds of a backward pass, if any.
-        horizon: Draws the solver's value looks ahead; ``None`` where not said.
-    """
-
-    budget_bytes: int
-    scope: Scope
-    optimizer: OptimizerKind
-    strategy: Strategy
-    dtype: DType | None
-    epochs: int
-    min_channels: int
-    max_backward_macs: int | None
-    horizon: float | None
-
-    def check(self, scheme: Mapping[str, float] | str | None) -> None:
-        """Collect every contradiction and say them at once.
-
-        Args:
-            scheme: The static scheme that was given, if any.
-
-        Raises:
-            PlanError: Options contradict each other or are out of range.
-        """
-        rules = (
-            (
-                self.dtype is not DType.INT8 or self.scope is Scope.UPDATE,
-                "Element type 'int8' is accounting for scope 'update' only. Use --scope update.",
-            ),
-            (
-                scheme is None or self.strategy is Strategy.SU,
-                f"A scheme is for strategy 'su', not {self.strategy.value!r}. Use --strategy su.",
-            ),
-            (self.epochs >= 1, f"Epochs must be 1 or more, got {self.epochs}."),
-            (self.min_channels >= 1, f"Fewest channels of a layer must be 1 or more, got {self.min_channels}."),
-            (self.horizon is None or self.horizon > 0, f"Horizon must be above 0 draws, got {self.horizon}."),
-            (
-                self.max_backward_macs is None or self.max_backward_macs > 0,
-                f"Backward MACs must be bounded above 0, got {self.max_backward_macs}.",
-            ),
-            (
-                self.strategy is Strategy.SOLVER or not self._only_the_solver_heeds(),
-                f"Strategy {self.strategy.value!r} fills the budget by its own rule: --min-channels, "
-                "--max-backward-macs and --horizon are the solver's. Leave them out, or use --strategy solver.",
-            ),
-        )
-        problems = [message for holds, message in rules if not holds]
-        if problems:
-            raise PlanError(" ".join(problems))
-
-    def _only_the_solver_heeds(self) -> bool:
-        return self.min_channels > 1 or self.max_backward_macs is not None or self.horizon is not None
 
 
 @dataclass(frozen=True)
@@ -162,29 +97,11 @@ def check_some_layer_fits(tables: RefinedTable, request: Request) -> None:
     if request.scope is Scope.PEAK and tables.table.gradient_storages is None:
         raise PlanError(f"{tables.note} Use --scope training.")
     while True:
-        cheapest = _cheapest(tables.table, request)
-        if _least_bytes(tables.table, request, cheapest) <= request.budget_bytes:
+        cheapest, needed = cheapest_layer(tables.table, request)
+        if needed <= request.budget_bytes:
             return
-        if request.scope is not Scope.PEAK or not tables.refine(_least_counts(tables.table, request, cheapest)):
+        if request.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, request, cheapest)):
             raise no_layer_fits(tables.table, request)
-
-
-def _cheapest(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> int:
-    return min(
-        range(len(table.layers)) if eligible is None else eligible,
-        key=lambda index: _least_bytes(table, request, index),
-    )
-
-
-def _least_bytes(table: CostTable, request: Request, index: int) -> int:
-    return table.scope_bytes(_least_counts(table, request, index), request.scope)
-
-
-def _least_counts(table: CostTable, request: Request, index: int) -> list[int]:
-    """The fewest channels of one layer, and none of the others."""
-    counts = [0] * len(table.layers)
-    counts[index] = min(request.min_channels, table.layers[index].in_channels)
-    return counts
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -316,53 +233,6 @@ def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) 
     weight = model.get_parameter(layer.weight_name)
     order = slice_norms(weight, layer.channel_dim, layer.groups).argsort(descending=True, stable=True)
     return tuple(sorted(order[:count].tolist()))
-
-
-def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> TradyError:
-    """The error of a budget that trains nothing: which layer comes cheapest, and what it takes."""
-    cheapest = _cheapest(table, request, eligible)
-    layer, needed = table.layers[cheapest], _least_bytes(table, request, cheapest)
-    if needed <= request.budget_bytes:
-        least = min(table.backward_macs(_least_counts(table, request, index)) for index in range(len(table.layers)))
-        return PlanError(
-            f"No layer fits the budget with --max-backward-macs {request.max_backward_macs}: the shallowest needs "
-            f"{least} MACs. Raise --max-backward-macs."
-        )
-    counts = _least_counts(table, request, cheapest)
-    if request.scope is Scope.PEAK:
-        return _peak_error(table, request, cheapest, needed)
-    parts = _parts(table.ledger(counts), request.scope)
-    channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
-    return BudgetError(
-        f"Budget {format_bytes(request.budget_bytes)} trains no layer: the cheapest, {layer.name!r}, needs "
-        f"{format_bytes(needed)} ({needed} B) for {channels} ({parts}). Raise --budget or lower --batch-size."
-    )
-
-
-def _peak_error(table: CostTable, request: Request, cheapest: int, needed: int) -> BudgetError:
-    """A budget of the peak says what a forward pass alone takes: below that nothing but a smaller batch helps."""
-    layer, inference = table.layers[cheapest], table.peak_model.inference_bytes()
-    budget = format_bytes(request.budget_bytes)
-    alone = f"Inference alone peaks at {format_bytes(inference)} ({inference} B) at batch size {table.batch_size}"
-    if inference > request.budget_bytes:
-        return BudgetError(
-            f"Budget {budget} does not hold the model even without training. {alone}. "
-            f"Lower --batch-size, or raise --budget to {format_bytes(needed)} ({needed} B), at which "
-            f"{layer.name!r} trains."
-        )
-    channels = min(request.min_channels, layer.in_channels)
-    return BudgetError(
-        f"Budget {budget} trains no layer: the cheapest, {layer.name!r}, peaks at {format_bytes(needed)} ({needed} B) "
-        f"with {channels} channel{'s' if channels > 1 else ''}. {alone}. Raise --budget or lower --batch-size."
-    )
-
-
-def _parts(ledger: Ledger, scope: Scope) -> str:
-    lines = ["saved_activations", "gradients", "optimizer_state", "draw_index"]
-    if scope is Scope.TRAINING:
-        lines += ["active_weights", "always_trained", "residuals"]
-    amounts = ((name, getattr(ledger.lines, name)) for name in lines)
-    return ", ".join(f"{name.replace('_', ' ')} {format_bytes(amount)}" for name, amount in amounts if amount)
 
 
 def _solver_record(selection: Selection, horizon: float) -> SolverRecord:

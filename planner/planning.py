@@ -16,7 +16,6 @@ from trady.planner.calibration import (
     uniform_priorities,
 )
 from trady.planner.choosing import (
-    Request,
     candidate_layers,
     check_some_layer_fits,
     choose_channels,
@@ -33,6 +32,7 @@ from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, Pri
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.refining import RefinedTable
 from trady.planner.replanning import with_first_draw
+from trady.planner.requests import Request
 from trady.planner.schedule import draw
 from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import Trace, trace

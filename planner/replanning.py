@@ -2,21 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from math import fsum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from trady.planner.cost_records import FORWARD_CONVOLUTIONS
-from trady.planner.coverage import DEFAULT_HORIZON, coverage_value
+from trady.planner.coverage import DEFAULT_HORIZON
 from trady.planner.errors import StrategyError
 from trady.planner.options import Strategy, choose
 from trady.planner.plan import NOT_SOLVED, Plan, StrategyRecord
 from trady.planner.priorities import LayerPriority
 from trady.planner.random_words import distinct_channels, half_words_of_runs
+from trady.planner.requests import Request, no_layer_fits
 from trady.planner.schedule import draw
 from trady.planner.schemes import scheme_ratios
 from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, eligible_layers, scheme_counts
-
-if TYPE_CHECKING:
-    from trady.planner.choosing import Request
+from trady.planner.summary import covered_shares
 
 #: Stream, beside those of the draws, of the channels that stand in for MIT's choice where there are no weights.
 _SCHEME_STREAM: Final = 3
@@ -62,12 +61,8 @@ def with_first_draw(plan: Plan) -> Plan:
         _refuse(plan)
     dynamic = STRATEGIES[plan.strategy.name].dynamic
     horizon = min(DEFAULT_HORIZON, float(plan.settings.epochs)) if dynamic else 1.0
-    reached = fsum(
-        norms * coverage_value(count / layer.in_channels, horizon)
-        for norms, count, layer in zip(plan.layer_values, counts, plan.table.layers, strict=True)
-    )
-    total = fsum(plan.layer_values)
-    solver = plan.solver.model_copy(update={"value": reached / total if total else 0.0, "horizon": horizon})
+    reached = fsum(covered_shares(plan.layer_values, plan.table, counts, horizon))
+    solver = plan.solver.model_copy(update={"value": reached, "horizon": horizon})
     return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})
 
 
@@ -98,9 +93,7 @@ def _solved(plan: Plan) -> Plan:
     return plan.model_copy(update=update)
 
 
-def _request(plan: Plan) -> "Request":
-    from trady.planner.choosing import Request
-
+def _request(plan: Plan) -> Request:
     settings = plan.settings
     return Request(
         budget_bytes=settings.budget_bytes,
@@ -116,8 +109,6 @@ def _request(plan: Plan) -> "Request":
 
 
 def _refuse(plan: Plan) -> None:
-    from trady.planner.choosing import no_layer_fits
-
     raise no_layer_fits(plan.table, _request(plan), plan.strategy.eligible)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import fsum
 from typing import Any
 
 from trady.planner.cost_records import INDEX_BYTES
@@ -59,54 +60,92 @@ class PartOf:
 
 
 @dataclass(frozen=True)
-class PlanFigures:
-    """The derived figures of a plan. "Full" is every channel of all layers of its table, the head's own left out.
+class StepFigures:
+    """What follows from channel counts. "Full" is every channel of all layers of the table, the head's own left out.
 
     Args:
         layers: The layers that train, in the model's order.
         channels: Input channels.
-        used_bytes: Bytes of the budget's scope.
-        budget_share: The same as a share of the budget.
         activation_elements: Elements of the layers' inputs, one sample: drawn channels of all channels. Inputs that
             several layers share count once. ``saved_share`` is the activation sparsity.
         weight_grad_elements: Elements of the weight gradients. ``saved_share`` is the weight-derivative sparsity.
         weight_grad_macs: Multiply-adds of the weight gradients, whole batch.
         backward_macs: The same and the gradients towards earlier layers, as far back as anything trains.
-        training_bytes: Scope ``training`` of the plan against what dense training of the whole model adds: all that
-            autograd keeps, all gradients and all optimizer state.
     """
 
     layers: tuple[ChosenLayer, ...]
     channels: PartOf
-    used_bytes: int
-    budget_share: float
     activation_elements: PartOf
     weight_grad_elements: PartOf
     weight_grad_macs: PartOf
     backward_macs: PartOf
+
+
+@dataclass(frozen=True)
+class PlanFigures(StepFigures):
+    """The derived figures of a plan.
+
+    Args:
+        used_bytes: Bytes of the budget's scope.
+        budget_share: The same as a share of the budget.
+        training_bytes: Scope ``training`` of the plan against what dense training of the whole model adds: all that
+            autograd keeps, all gradients and all optimizer state.
+    """
+
+    used_bytes: int
+    budget_share: float
     training_bytes: PartOf
 
 
 def plan_figures(plan: Plan) -> PlanFigures:
     """Derive the figures a report shows. For strategies that draw anew each epoch, those of the first (seed 0)."""
-    table, counts = plan.table, plan.counts
-    everything = tuple(layer.in_channels for layer in table.layers)
-    first = draw(plan, 0)
-    stored = stored_channels(table, first)
+    table, first = plan.table, draw(plan, 0)
+    charges = stored_channels(table, first), indexed_channels(table, first)
+    figures = step_figures(table, plan.counts, value_shares(plan), charges)
     used = plan.ledger.scopes.of(plan.settings.scope)
     dense = table.dense_saved_bytes + table.dense_gradient_bytes + table.dense_optimizer_bytes
     return PlanFigures(
-        layers=_chosen_layers(plan, stored, indexed_channels(table, first)),
-        channels=PartOf(sum(counts), sum(everything)),
+        **vars(figures),
         used_bytes=used,
         budget_share=used / plan.settings.budget_bytes,
+        training_bytes=PartOf(plan.ledger.scopes.training, dense),
+    )
+
+
+def step_figures(
+    table: CostTable,
+    counts: Sequence[int],
+    shares: Sequence[float],
+    charges: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> StepFigures:
+    """Derive the figures of channel counts.
+
+    Args:
+        table: Costs of the layers.
+        counts: Channels of each.
+        shares: Value of each, as a share of the value of training everything.
+        charges: Stored channels and indices that each layer is charged for; by default those of nested draws.
+    """
+    everything = tuple(layer.in_channels for layer in table.layers)
+    stored, indexed = charges or (nested_channels(table, counts),) * 2
+    return StepFigures(
+        layers=_chosen_layers(table, counts, shares, stored, indexed),
+        channels=PartOf(sum(counts), sum(everything)),
         activation_elements=PartOf(
-            _input_elements(table, stored), _input_elements(table, _nested(table, table.group_counts(everything)))
+            _input_elements(table, stored), _input_elements(table, nested_channels(table, everything))
         ),
         weight_grad_elements=PartOf(_weight_elements(table, counts), _weight_elements(table, everything)),
         weight_grad_macs=PartOf(table.weight_grad_macs(counts), table.weight_grad_macs(everything)),
         backward_macs=PartOf(table.backward_macs(counts), table.backward_macs(everything)),
-        training_bytes=PartOf(plan.ledger.scopes.training, dense),
+    )
+
+
+def nested_channels(table: CostTable, counts: Sequence[int]) -> tuple[int, ...]:
+    """Input channels each layer is charged for where the draws of an input group are nested: its largest pays."""
+    left = table.group_counts(counts)
+    return tuple(
+        left.pop(layer.group) if count and left.get(layer.group) == count else 0
+        for layer, count in zip(table.layers, counts, strict=True)
     )
 
 
@@ -141,10 +180,24 @@ def layer_rgn(plan: Plan) -> tuple[float, ...]:
 
 def value_shares(plan: Plan) -> tuple[float, ...]:
     """Value of every layer of the table, as a share of the value of training everything: norms times coverage."""
-    total = sum(plan.layer_values)
+    return covered_shares(plan.layer_values, plan.table, plan.counts, plan.solver.horizon)
+
+
+def covered_shares(
+    amounts: Sequence[float], table: CostTable, counts: Sequence[int], horizon: float
+) -> tuple[float, ...]:
+    """What so many draws can be expected to reach of each layer's amount, as shares of all layers' amounts.
+
+    Args:
+        amounts: Norms, RGN or anything else that a layer's channels hold, one for each layer of the table.
+        table: Costs of the layers.
+        counts: Channels that each draw takes.
+        horizon: Draws.
+    """
+    total = fsum(amounts)
     return tuple(
-        value * coverage_value(count / layer.in_channels, plan.solver.horizon) / total if total else 0.0
-        for value, count, layer in zip(plan.layer_values, plan.counts, plan.table.layers, strict=True)
+        amount * coverage_value(count / layer.in_channels, horizon) / total if total else 0.0
+        for amount, count, layer in zip(amounts, counts, table.layers, strict=True)
     )
 
 
@@ -186,9 +239,11 @@ def summary_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _chosen_layers(plan: Plan, stored: Sequence[int], indexed: Sequence[int]) -> tuple[ChosenLayer, ...]:
-    active = plan.table.active_bits(plan.counts)
-    rows = zip(plan.table.layers, plan.counts, stored, indexed, value_shares(plan), strict=True)
+def _chosen_layers(
+    table: CostTable, counts: Sequence[int], shares: Sequence[float], stored: Sequence[int], indexed: Sequence[int]
+) -> tuple[ChosenLayer, ...]:
+    active = table.active_bits(counts)
+    rows = zip(table.layers, counts, stored, indexed, shares, strict=True)
     return tuple(
         ChosenLayer(
             name=layer.name,
@@ -196,7 +251,7 @@ def _chosen_layers(plan: Plan, stored: Sequence[int], indexed: Sequence[int]) ->
             channels=count,
             in_channels=layer.in_channels,
             gradient_bytes=count * layer.gradient_bytes,
-            stored_bytes=charged * plan.table.channel_bytes(layer.group, active),
+            stored_bytes=charged * table.channel_bytes(layer.group, active),
             optimizer_bytes=count * layer.optimizer_bytes + layer.optimizer_tensor_bytes,
             index_bytes=indices * INDEX_BYTES,
             value_share=share,
@@ -204,12 +259,6 @@ def _chosen_layers(plan: Plan, stored: Sequence[int], indexed: Sequence[int]) ->
         for layer, count, charged, indices, share in rows
         if count
     )
-
-
-def _nested(table: CostTable, group_counts: dict[int, int]) -> tuple[int, ...]:
-    """Channels per layer when the first layer of each input group is charged for the group."""
-    left = dict(group_counts)
-    return tuple(left.pop(layer.group, 0) for layer in table.layers)
 
 
 def _input_elements(table: CostTable, stored: Sequence[int]) -> int:
