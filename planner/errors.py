@@ -55,5 +55,9 @@ class StrategyError(PlanError):
     """A strategy asked for without what it needs, or by an unknown name."""
 
 
+class StudyError(TradyError):
+    """A study that cannot be run or continued."""
+
+
 class EngineError(TradyError):
     """A plan that cannot be executed on this model, or a step that breaks its contract."""

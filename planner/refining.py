@@ -13,6 +13,20 @@ _AT_ONCE: Final = 4
 NOT_MEASURED: Final = "The peak leaves out what kernels work in: they cannot be run here for this model and device."
 
 
+def step_memory(traced: Trace, *, measure: bool) -> tuple[StepMemory | None, str]:
+    """What a cost table needs for the peak, or ``None``, and what the reader should know about it.
+
+    Args:
+        traced: The trace at the planned batch size.
+        measure: Whether kernels may be run.
+    """
+    try:
+        memory = StepMemory.of(traced, measure=measure)
+    except TracingError as error:
+        return None, f"The peak is not predicted: {error}"
+    return memory, NOT_MEASURED if memory.workspaces is None else ""
+
+
 class RefinedTable:
     """A cost table and the means to make its peak exact.
 
@@ -26,14 +40,7 @@ class RefinedTable:
 
     def __init__(self, traced: Trace, build: Callable[[StepMemory | None], CostTable], *, measure: bool) -> None:
         self._build = build
-        self.note = ""
-        self._memory: StepMemory | None = None
-        try:
-            self._memory = StepMemory.of(traced, measure=measure)
-        except TracingError as error:
-            self.note = f"The peak is not predicted: {error}"
-        if self._memory is not None and self._memory.workspaces is None:
-            self.note = NOT_MEASURED
+        self._memory, self.note = step_memory(traced, measure=measure)
         self.table = build(self._memory)
 
     def refine(self, counts: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ from trady.simulator.gathering import Gathered, Values, band
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
 from trady.simulator.outcomes import MEASURES, Series, SimulationReport
 from trady.simulator.theory import closed_forms
-from trady.simulator.workers import in_processes
+from trady.planner.workers import in_processes
 
 if TYPE_CHECKING:
     from trady.planner.gradient_recordings import GradientRecording

@@ -1,13 +1,17 @@
 """One row of a study: a setting, and what it buys. No torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field
 
 from trady.planner.cost_records import Count, Record
+from trady.planner.ledger import PEAK_LINES
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
 
+_NAMES: Final = {"lines": PEAK_LINES, "scopes": tuple(scope.value for scope in Scope)}
+#: Model, input, norms, element type, batch size, optimizer: all of a setting but its budget.
+Curve: TypeAlias = tuple[str, str, str, str, int, str]
 Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 Bytes = Annotated[int, Field(gt=0)]
 
@@ -38,7 +42,7 @@ class Setting(Record):
     epochs: Annotated[int, Field(ge=1)]
 
     @property
-    def curve(self) -> tuple[str, str, str, str, int, str]:
+    def curve(self) -> Curve:
         """All but the budget: rows that share it lie on one curve."""
         return (self.model, self.input, self.norm, self.dtype or "", self.batch_size, self.optimizer)
 
@@ -148,6 +152,20 @@ class StudyRow(Record):
         if self.bought is not None:
             return self.bought.status
         return "failed" if self.needed_bytes is None else "infeasible"
+
+    @property
+    def options(self) -> str:
+        """Options of ``trady-plan`` that make this row's plan; what all rows share is left out."""
+        setting = self.setting
+        parts = [
+            f"--budget {setting.budget_bytes}B",
+            f"--scope {setting.scope.value}",
+            f"--batch-size {setting.batch_size}",
+            f"--optimizer {setting.optimizer.value}",
+            f"--norm {setting.norm.value}",
+            f"--epochs {setting.epochs}",
+        ]
+        return " ".join(parts + ([f"--dtype {setting.dtype.value}"] if setting.dtype else []))
 
     def flat(self) -> dict[str, Any]:
         """One level of names for tables: bytes, counts and shares; chosen layers as ``{name: channels}``."""

@@ -1,0 +1,222 @@
+"""One column of a study: everything but the budget, as a cost table; and the rows that budgets make of it. No torch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from trady.planner.coverage import DEFAULT_HORIZON
+from trady.planner.errors import TradyError
+from trady.planner.ledger import CostTable
+from trady.planner.requests import Request, cheapest_layer, no_layer_fits
+from trady.planner.solving import Limits, Program, Selection, SolverStatus
+from trady.planner.studies.grids import default_budgets
+from trady.planner.studies.rows import Bought, Remedy, RowLayer, Setting, StudyRow
+from trady.planner.summary import covered_shares, step_figures
+
+#: A budget that reaches a target is searched for until it is known so closely.
+_CLOSE: Final = 1.01
+_KILOBYTE: Final = 1000
+
+
+@dataclass(frozen=True)
+class Column:
+    """Rows that differ by their budgets alone.
+
+    Args:
+        setting: What the rows have in common; its budget says nothing.
+        request: The same for the solver.
+        table: What everything costs, its kernels measured.
+        norm_sums: Gradient norms of each layer's channels, added up.
+        norm_squares: Their squares, added up.
+        remedies: Changes that make a smaller budget train something, the one that alters training least first.
+    """
+
+    setting: Setting
+    request: Request
+    table: CostTable
+    norm_sums: tuple[float, ...]
+    norm_squares: tuple[float, ...]
+    remedies: tuple[Remedy, ...] = ()
+
+    @cached_property
+    def least_budget(self) -> int:
+        """The smallest budget that trains anything."""
+        return cheapest_layer(self.table, self.request)[1]
+
+    @cached_property
+    def full_budget(self) -> int:
+        """What training every channel takes."""
+        everything = [layer.in_channels for layer in self.table.layers]
+        return self.table.scope_bytes(everything, self.request.scope)
+
+    @property
+    def own_budgets(self) -> tuple[int, ...]:
+        """Budgets from the one to the other."""
+        return default_budgets(self.least_budget, self.full_budget)
+
+    @property
+    def horizon(self) -> float:
+        """Draws the solver's value looks ahead."""
+        asked = DEFAULT_HORIZON if self.request.horizon is None else self.request.horizon
+        return min(asked, float(self.request.epochs))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Work for one process: rows of a column.
+
+    Args:
+        column: The column.
+        budgets: Bytes of each row.
+        target: Instead of budgets: share of the RGN to reach with the smallest budget.
+    """
+
+    column: Column
+    budgets: tuple[int, ...]
+    target: float | None = None
+
+
+def plan_rows(piece: Piece) -> list[StudyRow]:
+    """The rows of a piece of work, in the order of its budgets."""
+    planner = _Planner(piece.column)
+    if piece.target is not None:
+        return [planner.smallest_row(piece.target)]
+    return [planner.row(budget) for budget in piece.budgets]
+
+
+class _Planner:
+    """Makes the rows of one column."""
+
+    def __init__(self, column: Column) -> None:
+        self._column = column
+        table, request = column.table, column.request
+        limits = Limits(
+            request.budget_bytes,
+            request.scope,
+            min_channels=request.min_channels,
+            max_backward_macs=request.max_backward_macs,
+            horizon=column.horizon,
+        )
+        self._program = Program(table, column.norm_sums, limits)
+        self._rgn = [value / layer.sample_cost for value, layer in zip(column.norm_sums, table.layers, strict=True)]
+
+    def row(self, budget_bytes: int) -> StudyRow:
+        column = self._column
+        setting = column.setting.model_copy(update={"budget_bytes": budget_bytes})
+        if not any(column.norm_sums):
+            return StudyRow(setting=setting, bought=None, why="All gradient norms are zero: nothing is worth training.")
+        if budget_bytes < column.least_budget:
+            return self._infeasible(setting)
+        found = self._program.solve(budget_bytes)
+        if found.status is SolverStatus.UNKNOWN:
+            return StudyRow(setting=setting, bought=None, why="The search stopped before it found a plan.")
+        if found.status is SolverStatus.INFEASIBLE:
+            return self._infeasible(setting)
+        return StudyRow(setting=setting, bought=self._bought(found))
+
+    def smallest_row(self, target: float) -> StudyRow:
+        """The row of the smallest budget, to 1 %, that reaches a share of the RGN; else that of all channels."""
+        low, high = self._column.least_budget, max(self._column.least_budget, self._column.full_budget)
+        best, first = self.row(high), self.row(low)
+        if _reaches(first, target):
+            return first
+        while high > low * _CLOSE and high - low > 1:
+            middle = round(math.sqrt(low * high))
+            tried = self.row(middle)
+            if _reaches(tried, target):
+                high, best = middle, tried
+            else:
+                low = middle
+        return best
+
+    def _infeasible(self, setting: Setting) -> StudyRow:
+        column, budget = self._column, setting.budget_bytes
+        request = replace(column.request, budget_bytes=budget)
+        remedies = tuple(remedy for remedy in column.remedies if remedy.needed_bytes <= budget)
+        why = str(no_layer_fits(column.table, request))
+        return StudyRow(setting=setting, bought=None, why=why, needed_bytes=column.least_budget, remedies=remedies)
+
+    def _bought(self, found: Selection) -> Bought:
+        column, table = self._column, self._column.table
+        ledger = table.ledger(found.counts)
+        shares = covered_shares(column.norm_sums, table, found.counts, column.horizon)
+        figures = step_figures(table, found.counts, shares)
+        layers = tuple(RowLayer(**vars(layer)) for layer in figures.layers)
+        reached = covered_shares(self._rgn, table, found.counts, column.request.epochs)
+        captured = covered_shares(column.norm_squares, table, found.counts, 1.0)
+        return Bought(
+            status="optimal" if found.status is SolverStatus.OPTIMAL else "feasible",
+            value=_rounded(found.value),
+            gap=_rounded(found.gap),
+            rgn_reached=_rounded(math.fsum(reached)),
+            captured_share=_rounded(math.fsum(captured)),
+            next_kilobyte=_rounded(self._next_kilobyte(found.counts)),
+            used_bytes=ledger.scopes.of(column.request.scope),
+            lines=ledger.lines.model_dump(),
+            scopes=ledger.scopes.model_dump(),
+            layers=layers,
+            num_layers=len(table.layers),
+            num_channels=figures.channels.drawn,
+            all_channels=figures.channels.full,
+            activation_sparsity=_rounded(figures.activation_elements.saved_share),
+            weight_derivative_sparsity=_rounded(figures.weight_grad_elements.saved_share),
+            weight_grad_macs=figures.weight_grad_macs.drawn,
+            backward_macs=figures.backward_macs.drawn,
+        )
+
+    def _next_kilobyte(self, counts: Sequence[int]) -> float:
+        """Value of the best next channel for each 1,000 bytes that it costs: the price of the budget.
+
+        A channel that costs nothing more says nothing about the budget and is left out.
+        """
+        table = self._column.table
+        sizes = np.array([layer.in_channels for layer in table.layers])
+        now = np.array(counts, dtype=np.int64)
+        open_to_more = np.nonzero(now < sizes)[0]
+        if not len(open_to_more):
+            return 0.0
+        more = np.repeat(now[None, :], len(open_to_more) + 1, axis=0)
+        more[np.arange(len(open_to_more)), open_to_more] += 1
+        cost = table.line_model.scope_bytes(more, self._column.request.scope)
+        cost = cost[:-1] - cost[-1]
+        gained = np.array(self._column.norm_sums) * (1 - now / sizes) ** self._column.horizon
+        after = np.array(self._column.norm_sums) * (1 - (now + 1) / sizes).clip(0) ** self._column.horizon
+        value = (gained - after)[open_to_more] / math.fsum(self._column.norm_sums)
+        dear = cost > 0
+        return float((value[dear] / cost[dear]).max(initial=0.0) * _KILOBYTE)
+
+
+def pieces_of(
+    column: Column, budgets: Sequence[int], *, target: float | None = None, rows: int = 12
+) -> Iterator[Piece]:
+    """A column's work in pieces small enough to be shared out.
+
+    Args:
+        column: The column.
+        budgets: Bytes of each row.
+        target: Instead of budgets: share of the RGN to reach.
+        rows: Most rows of a piece.
+    """
+    if target is not None:
+        yield Piece(column, (), target)
+        return
+    for start in range(0, len(budgets), rows):
+        yield Piece(column, tuple(budgets[start : start + rows]))
+
+
+def failed_row(setting: Setting, error: TradyError) -> StudyRow:
+    """The row of a setting whose step cannot be planned."""
+    return StudyRow(setting=setting, bought=None, why=str(error))
+
+
+def _reaches(row: StudyRow, target: float) -> bool:
+    return row.bought is not None and row.bought.rgn_reached >= target
+
+
+def _rounded(value: float) -> float:
+    """As the plan rounds its figures; never above 1 by a rounding."""
+    return float(f"{value:.9g}")

@@ -1,0 +1,305 @@
+"""A study from its models to its rows: traced once, shared out among processes, streamed to disk."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trady.planner.errors import StudyError
+from trady.planner.options import DType, NormMode, OptimizerKind, Scope, choose
+from trady.planner.priorities import Priorities
+from trady.planner.studies.answers import Answers
+from trady.planner.studies.columns import Column, Piece, pieces_of, plan_rows
+from trady.planner.studies.folders import ROWS, StudyFolder, read_rows
+from trady.planner.studies.grids import Axes, parse_batch_sizes, parse_budgets
+from trady.planner.studies.rows import Setting, StudyRow
+from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
+from trady.planner.workers import in_processes, on_ray
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from trady.planner.training_step import Inputs
+
+_SCHEMA_VERSION: Final = 1
+
+#: Called with a stage in words, or with the number of rows that came.
+Say = Callable[[str], None]
+Count = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found.
+
+    Args:
+        rows: Every setting and what came of it, in the grid's order.
+        failures: What could not be planned at all, in words.
+        target: Share of the RGN that was to be reached, if any.
+    """
+
+    rows: tuple[StudyRow, ...]
+    failures: tuple[str, ...] = ()
+    target: float | None = None
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What the rows say together."""
+        return Answers(self.rows, self.target)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row each: bytes, counts, and shares from 0 to 1; the chosen layers as ``{name: channels}``.
+
+        Raises:
+            StudyError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise StudyError('Tables need pandas, which is not installed. Run: pip install "trady[study]"') from error
+        return pandas.DataFrame([row.flat() for row in self.rows])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Study":
+        """The rows of a folder that ``trady-study`` wrote; nothing in it is run.
+
+        Raises:
+            StudyError: The folder holds no study, or a line is no row.
+        """
+        path = Path(folder) / ROWS
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise StudyError(f"Study {path}: {error.strerror}. Make one with trady-study -o {folder}.") from error
+        return cls(tuple(read_rows(path, lines)))
+
+
+def study(
+    models: "str | Path | tuple[nn.Module, Inputs] | Sequence[str | Path] | Mapping[str, tuple[nn.Module, Inputs]]",
+    *,
+    budgets: str | Sequence[int | str] | None = None,
+    batch_sizes: str | Sequence[int] = (1,),
+    optimizers: Sequence[OptimizerKind | str] = (OptimizerKind.SGD,),
+    dtypes: Sequence[DType | str | None] = (None,),
+    inputs: Sequence[str] = ("",),
+    norms: Sequence[NormMode | str] = (NormMode.FROZEN,),
+    scope: Scope | str = Scope.UPDATE,
+    epochs: int = 50,
+    target_coverage: float | None = None,
+    priorities: Priorities | str | Path | None = None,
+    output: str | Path | None = None,
+    workers: int | None = None,
+    progress: Count | None = None,
+    **loading: Any,
+) -> Study:
+    """Plan every combination of what is asked for; one trace answers all budgets, batch sizes and optimizers.
+
+    Solving runs in processes of their own, and so does the tracing of several models by name: outside Linux, and for
+    several names, a script needs ``if __name__ == "__main__":`` around the call.
+
+    Args:
+        models: A name or file as ``trady-plan`` takes it, several of them, ``(module, example inputs)``, or such pairs
+            by name.
+        budgets: ``"32KB:4MB:24"`` for sizes of equal ratio, a list of sizes, or nothing: then each combination gets
+            24 from the smallest that trains anything to what training everything takes.
+        batch_sizes: Samples of a micro-batch: ``(1, 8, 32)`` or ``"1:64:7"``.
+        optimizers: ``"sgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
+        dtypes: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (accounting); ``None`` leaves the model's own.
+        inputs: Shapes of one sample, ``"3x224x224"``, for models by name.
+        norms: ``"frozen"``, ``"train"``.
+        scope: What the budgets hold.
+        epochs: Planned epochs.
+        target_coverage: Instead of budgets: find the smallest one, to 1 %, whose plan reaches this share of the RGN by
+            the last epoch.
+        priorities: Gradient norms, or their file, for a single model; else they are found without data.
+        output: Folder to stream rows to; an interrupted study in it goes on.
+        workers: Processes; one for each processor by default.
+        progress: Called with the number of rows that came.
+        **loading: More options of :func:`trady.planner.loading.load_model`, for models by name.
+
+    Raises:
+        StudyError: The grid is empty, or the folder holds another study.
+        TradyError: An option is wrong. A model that cannot be planned is among the failures of the result.
+    """
+    known = Priorities.load(priorities) if isinstance(priorities, str | Path) else priorities
+    axes = Axes(
+        inputs=tuple(inputs),
+        norms=tuple(choose(NormMode, norm, "Norm mode") for norm in norms),
+        dtypes=tuple(None if dtype is None else choose(DType, dtype, "Element type") for dtype in dtypes),
+        batch_sizes=parse_batch_sizes(batch_sizes),
+        optimizers=tuple(choose(OptimizerKind, optimizer, "Optimizer") for optimizer in optimizers),
+        budgets=() if budgets is None else parse_budgets(budgets),
+    )
+    common = Common(scope=choose(Scope, scope, "Scope"), epochs=epochs)
+    specs = _specs(models, known, loading)
+    return run_study(
+        specs, axes, common, target=target_coverage, output=output, workers=workers, count=progress or _silent
+    )
+
+
+def run_study(
+    specs: Sequence[ModelSpec | ModuleSpec],
+    axes: Axes,
+    common: Common,
+    *,
+    target: float | None = None,
+    output: str | Path | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    say: Say = lambda _: None,
+    count: Count = lambda _: None,
+) -> Study:
+    """Run a study whose parts are read already.
+
+    Args:
+        specs: The models.
+        axes: What varies.
+        common: What does not.
+        target: Share of the RGN to reach with the smallest budget, instead of budgets.
+        output: Folder to stream rows to.
+        workers: Processes; one for each processor by default.
+        ray: Address of a Ray cluster that solves in their place; empty for one on this machine.
+        say: Called with a line of text before each stage.
+        count: Called with the number of rows that came.
+
+    Raises:
+        StudyError: The grid is empty or contradicts itself, or the folder holds another study.
+    """
+    _check(specs, axes, target)
+    folder = None if output is None else StudyFolder(output, definition(specs, axes, common, target))
+    found: dict[Setting, StudyRow] = {} if folder is None else dict(folder.known)
+    count(len(found))
+    failures: list[str] = []
+
+    def pieces() -> Iterator[Piece]:
+        for column in _columns(specs, axes, common, found.keys(), workers, say):
+            if isinstance(column, Failure):
+                failures.append(f"{column.where}: {column.why}")
+                take(column.rows())
+            else:
+                yield from _open_pieces(column, axes, target, found.keys())
+
+    def take(rows: Sequence[StudyRow]) -> None:
+        found.update((row.setting, row) for row in rows)
+        if folder is not None:
+            folder.add(rows)
+        count(len(rows))
+
+    solved = in_processes(plan_rows, pieces(), workers) if ray is None else on_ray(plan_rows, pieces(), ray or None)
+    with closing(solved):
+        for rows in solved:
+            take(rows)
+    ordered = tuple(sorted(found.values(), key=partial(_place, [spec.name for spec in specs], axes)))
+    if folder is not None:
+        folder.finish(ordered)
+    return Study(ordered, tuple(failures), target)
+
+
+def definition(
+    specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, common: Common, target: float | None
+) -> dict[str, Any]:
+    """What makes a study the same study: models, axes, and the versions its figures depend on."""
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "models": [spec.record() for spec in specs],
+        "axes": asdict(axes),
+        "common": asdict(common),
+        "target_coverage": target,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "ortools")},
+    }
+
+
+def _columns(
+    specs: Sequence[ModelSpec | ModuleSpec],
+    axes: Axes,
+    common: Common,
+    known: Iterable[Setting],
+    workers: int | None,
+    say: Say,
+) -> Iterator[Column | Failure]:
+    """The columns of all models: of several models by name, each is prepared in a process of its own."""
+    prepare = partial(_prepared, axes=axes, common=common, known=frozenset(known))
+    if len(specs) > 1 and workers != 1 and all(isinstance(spec, ModelSpec) for spec in specs):
+        say(f"Loading and tracing {len(specs)} models")
+        for columns in in_processes(prepare, specs, workers, anew=True):
+            yield from columns
+        return
+    from trady.planner.studies.models import columns_of  # torch
+
+    for spec in specs:
+        yield from columns_of(spec, axes, common, frozenset(known), say)
+
+
+def _prepared(
+    spec: ModelSpec | ModuleSpec, axes: Axes, common: Common, known: frozenset[Setting]
+) -> list[Column | Failure]:
+    """All columns of one model, in another process."""
+    from trady.planner.studies.models import columns_of
+
+    return list(columns_of(spec, axes, common, known, _silent))
+
+
+def _open_pieces(column: Column, axes: Axes, target: float | None, known: Iterable[Setting]) -> Iterator[Piece]:
+    """The rows of a column that are not known yet."""
+    done = {setting.budget_bytes for setting in known if setting.curve == column.setting.curve}
+    if target is not None:
+        if not done:
+            yield from pieces_of(column, (), target=target)
+        return
+    budgets = [budget for budget in axes.budgets or column.own_budgets if budget not in done]
+    yield from pieces_of(column, budgets)
+
+
+def _check(specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, target: float | None) -> None:
+    """Collect what makes no grid."""
+    names = [spec.name for spec in specs]
+    empty = [name for name, values in vars(axes).items() if not values and name != "budgets"]
+    rules = (
+        (not names, "There is no model. Name one."),
+        (len(set(names)) < len(names), "A model is named twice. Name each once."),
+        (bool(empty), f"The grid is empty: no {', no '.join(empty)}. Give one value at least."),
+        (target is not None and not 0 < target <= 1, f"Coverage to reach must be above 0 and at most 1, got {target}."),
+        (target is not None and bool(axes.budgets), "A coverage to reach finds its own budgets. Leave --budgets out."),
+    )
+    problems = [text for wrong, text in rules if wrong]
+    if problems:
+        raise StudyError(" ".join(problems))
+
+
+def _place(names: Sequence[str], axes: Axes, row: StudyRow) -> tuple[int, ...]:
+    """Where a row stands in the grid; a model's own input size has no name in the axes."""
+    found = row.setting
+    inputs = axes.inputs.index(found.input) if found.input in axes.inputs else 0
+    return (
+        names.index(found.model),
+        inputs,
+        axes.norms.index(found.norm),
+        axes.dtypes.index(found.dtype),
+        axes.batch_sizes.index(found.batch_size),
+        axes.optimizers.index(found.optimizer),
+        found.budget_bytes,
+    )
+
+
+def _specs(models: Any, priorities: Priorities | None, loading: dict[str, Any]) -> list[ModelSpec | ModuleSpec]:
+    if isinstance(models, str | Path):
+        return [ModelSpec(str(models), loading, priorities=priorities)]
+    if isinstance(models, tuple) and len(models) == 2 and not isinstance(models[0], str | Path):
+        models = {type(models[0]).__name__: models}
+    if isinstance(models, Mapping):
+        specs: list[ModelSpec | ModuleSpec] = [
+            ModuleSpec(name, model, inputs, priorities=priorities) for name, (model, inputs) in models.items()
+        ]
+    else:
+        specs = [ModelSpec(str(model), loading, priorities=priorities) for model in models]
+    if priorities is not None and len(specs) > 1:
+        raise StudyError("Priorities are of one model, but several are studied. Study one model, or leave them out.")
+    return specs
+
+
+def _silent(_: object) -> None:
+    return None

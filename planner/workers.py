@@ -1,0 +1,99 @@
+"""Work shared out among processes: small numpy calls and small solver runs do not go side by side in threads."""
+
+import multiprocessing
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sized
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Final, TypeVar
+
+from trady.planner.errors import TradyError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Pieces of work given out ahead for each worker: results wait in memory.
+_AHEAD: Final = 2
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int | None, *, anew: bool = False
+) -> Generator[Result, None, None]:
+    """Results in the items' order.
+
+    On Linux the workers are forked, which takes milliseconds; elsewhere they start anew and import. An exception, or
+    Ctrl-C, stops all of them.
+
+    Args:
+        work: A function that can be pickled.
+        items: What to work on, asked for as workers become free.
+        workers: Processes; one for each processor by default. One piece of work, or one worker, takes none.
+        anew: Start workers anew on Linux too, for work that PyTorch's own threads would not survive a fork in.
+    """
+    most = len(items) if isinstance(items, Sized) else sys.maxsize
+    number = min(most, workers or os.cpu_count() or 1)
+    if number <= 1:
+        yield from map(work, items)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" and not anew else "spawn")
+    pool = ProcessPoolExecutor(number, mp_context=context)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= _AHEAD * number:
+                yield waiting.popleft().result()
+            with warnings.catch_warnings():
+                # The children run numpy alone, which is made for it.
+                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+                waiting.append(pool.submit(work, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def on_ray(work: Callable[[Item], Result], items: Iterable[Item], address: str | None) -> Generator[Result, None, None]:
+    """Results in the items' order, worked out on a Ray cluster whose machines have Trady installed.
+
+    Args:
+        work: A function that can be pickled.
+        items: What to work on, asked for as the cluster becomes free.
+        address: Of the cluster; ``None`` for the one that is connected already, else one on this machine.
+
+    Raises:
+        TradyError: Ray is not installed, or the cluster cannot be reached.
+    """
+    ray = _ray()
+    connected = ray.is_initialized()
+    if not connected:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise TradyError(
+                f"Ray cluster {address or 'on this machine'} cannot be reached: {error}. Check the address."
+            ) from error
+    remote = ray.remote(num_cpus=1)(work)
+    number = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= _AHEAD * number:
+                yield ray.get(waiting.popleft())
+            waiting.append(remote.remote(item))
+        while waiting:
+            yield ray.get(waiting.popleft())
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)
+        if not connected:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise TradyError('A study on Ray needs ray, which is not installed. Run: pip install "trady[ray]"') from error
+    return ray
