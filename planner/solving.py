@@ -24,7 +24,8 @@ from trady.planner.value_curves import fill_segments, units_of, value_segments
 _VALUE_UNITS: Final = 10**12
 #: Share of the best value that may be given up for fewer residual bytes.
 TOLERANCE: Final = 1e-3
-_SEARCH_GAP: Final = 2e-4
+#: The best value is looked for within half of it.
+_SEARCH_GAP: Final = TOLERANCE / 2
 #: CP-SAT counts in 64 bits; no machine has as much memory.
 _MOST_BYTES: Final = 2**52
 
@@ -46,7 +47,7 @@ class _Effort:
 
 #: Ways to look for the best value, one after the other, and the way to look for the fewest residuals. Where layers are
 #: alike a light relaxation proves what a full one does not, and the other way round.
-_ATTEMPTS: Final = (_Effort(1, 0.1, presolve=False), _Effort(2, 0.6, presolve=True))
+_ATTEMPTS: Final = (_Effort(2, 0.1, presolve=False), _Effort(1, 0.6, presolve=True))
 _RESIDUALS_EFFORT: Final = _Effort(1, 1.0, presolve=False)
 
 
