@@ -10,11 +10,13 @@ _EXPORTS: dict[str, str] = {
     "GradientRecording": "gradient_recordings",
     "Plan": "plan",
     "Priorities": "priorities",
+    "Study": "studies.runs",
     "calibrate": "calibration",
     "load_model": "loading",
     "make_plan": "planning",
     "open_data": "data",
     "record_gradients": "rehearsal",
+    "study": "studies.runs",
     "trace": "tracing",
 }
 
@@ -22,11 +24,13 @@ __all__ = [
     "GradientRecording",
     "Plan",
     "Priorities",
+    "Study",
     "calibrate",
     "load_model",
     "make_plan",
     "open_data",
     "record_gradients",
+    "study",
     "trace",
 ]
 

@@ -1,7 +1,7 @@
 """``trady-plan`` and ``trady-profile``: results on stdout, progress and notes on stderr."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ _RECORDING = "gradients.safetensors"
 _ABOUT_PROFILE = {"output", "as_json", "macs", "norm", "record", "trace", "lr"}
 
 
-def _values(kind: Any) -> click.Choice[str]:
+def values(kind: Any) -> click.Choice[str]:
+    """The values of an enum as the choices of an option."""
     return click.Choice([member.value for member in kind])
 
 
@@ -34,11 +35,15 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 
 def model_options(command: Command) -> Command:
-    """Options that say which model, on which inputs; shared by every command that loads one."""
+    """The model and options that say which, on which inputs; shared by every command that loads one."""
+    shape = click.option("--input", "input_shape", metavar="SHAPE", help="Shape of one sample: 3x224x224, tokens:128.")
+    return click.argument("model")(shape(loading_options(command)))
+
+
+def loading_options(command: Command) -> Command:
+    """Options that say how models are loaded, their input size left out."""
     options = [
-        click.argument("model"),
         click.option("--arch", metavar="FACTORY", help="Factory of a state dict, for instance torchvision:resnet18."),
-        click.option("--input", "input_shape", metavar="SHAPE", help="Shape of one sample: 3x224x224, tokens:128."),
         click.option("--loss", metavar="MODULE:FUNCTION", help="loss(outputs, targets)."),
         click.option("--data", metavar="SOURCE", help="Class folders, .npz, .csv/.tsv, module:function."),
         click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text data."),
@@ -53,6 +58,27 @@ def model_options(command: Command) -> Command:
         click.option("--calibration-batch-size", type=click.IntRange(min=1), default=16, help="Samples in each."),
         click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the calibration."),
     ]  # fmt: skip
+    return _with_options(command, options)
+
+
+def choice_options(command: Command) -> Command:
+    """Options that say what may be chosen, shared by every command that chooses."""
+    options = [
+        click.option("--scope", type=values(Scope), default="update", help="What the budget holds."),
+        click.option("--epochs", type=click.IntRange(min=1), default=50, help="Planned epochs."),
+        click.option("--only", multiple=True, metavar="PATTERN", help="Draw only from layers whose name matches."),
+        click.option("--exclude", multiple=True, metavar="PATTERN", help="Draw from no layer whose name matches."),
+        click.option("--max-depth", type=click.IntRange(min=1), metavar="N", help="Draw only from the last N layers."),
+        click.option("--max-backward-macs", type=click.IntRange(min=1), metavar="N", help="Bound the backward pass."),
+        click.option("--min-channels", type=click.IntRange(min=1), default=1, help="Fewest channels of a layer."),
+        click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]"),
+        click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer."),
+        click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'."),
+    ]  # fmt: skip
+    return _with_options(command, options)
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
@@ -61,36 +87,25 @@ def model_options(command: Command) -> Command:
 def step_options(command: Command) -> Command:
     """Options that say how the step is run."""
     options = [
-        click.option("--norm", type=_values(NormMode), default="frozen", help="Norms with running statistics."),
-        click.option("--dtype", type=_values(DType), help="Cast the model; int8 is accounting in scope update."),
+        click.option("--norm", type=values(NormMode), default="frozen", help="Norms with running statistics."),
+        click.option("--dtype", type=values(DType), help="Cast the model; int8 is accounting in scope update."),
         click.option("--amp", type=click.Choice(_FLOATS[1:]), help="Run under autocast."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device to plan for."),
-        click.option("--memory-format", type=_values(MemoryFormat), default="contiguous", help="Layout."),
+        click.option("--memory-format", type=values(MemoryFormat), default="contiguous", help="Layout."),
     ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with_options(command, options)
 
 
 @click.command("trady-plan", context_settings=CONTEXT)
 @model_options
 @step_options
+@choice_options
 @click.option("--budget", required=True, metavar="SIZE", help="Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.")
-@click.option("--scope", type=_values(Scope), default="update", help="What the budget holds.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, help="Samples of a micro-batch.")
-@click.option("--optimizer", type=_values(OptimizerKind), default="sgd", help="Its state is in the budget.")
-@click.option("--epochs", type=click.IntRange(min=1), default=50, help="Planned epochs.")
-@click.option("--strategy", type=_values(Strategy), default="solver", help="How layers and channels are chosen.")
+@click.option("--optimizer", type=values(OptimizerKind), default="sgd", help="Its state is in the budget.")
+@click.option("--strategy", type=values(Strategy), default="solver", help="How layers and channels are chosen.")
 @click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
 @click.option("--priorities", type=click.Path(path_type=Path), help="File made by trady-profile.")
-@click.option("--only", multiple=True, metavar="PATTERN", help="Draw only from layers whose name matches.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Draw from no layer whose name matches.")
-@click.option("--max-depth", type=click.IntRange(min=1), metavar="N", help="Draw only from the last N layers.")
-@click.option("--max-backward-macs", type=click.IntRange(min=1), metavar="N", help="Bound the backward pass.")
-@click.option("--min-channels", type=click.IntRange(min=1), default=1, help="Fewest channels of a chosen layer.")
-@click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]")
-@click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer.")
-@click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'.")
 @click.option("-o", "--output", type=output_path(), help="Write the plan (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON instead of tables.")
 @click.option("--plot", type=output_path(), help="Draw bytes by layer with RGN beside (.png, .svg).")
@@ -113,7 +128,7 @@ def plan_command(**options: Any) -> None:
 @click.option("-o", "--output", type=output_path(), help="Write the priorities (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print the priorities as JSON instead of a table.")
 @click.option("--macs", is_flag=True, help="Count forward multiply-adds with fvcore beside our rule.")
-@click.option("--norm", type=_values(NormMode), default="frozen", help="Norms with running statistics.")
+@click.option("--norm", type=values(NormMode), default="frozen", help="Norms with running statistics.")
 @click.option("--record", type=click.IntRange(min=1), metavar="N", help="Train N epochs and record the gradients.")
 @click.option("--trace", type=output_path(), help=f"File of the recording.  [default: {_RECORDING}]")
 @click.option(

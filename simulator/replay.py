@@ -14,13 +14,13 @@ from trady.planner.plan import Plan
 from trady.planner.replanning import replan
 from trady.planner.schedule import ChannelDraws, draw_epochs, draw_runs
 from trady.planner.strategies import STRATEGIES, DrawRule
+from trady.planner.workers import in_processes
 from trady.simulator.costs import Costs
 from trady.simulator.following import MOST_EPOCHS, Follower, ObservedNorms
 from trady.simulator.gathering import Gathered, Values, band
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
 from trady.simulator.outcomes import MEASURES, Series, SimulationReport
 from trady.simulator.theory import closed_forms
-from trady.planner.workers import in_processes
 
 if TYPE_CHECKING:
     from trady.planner.gradient_recordings import GradientRecording

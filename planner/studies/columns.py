@@ -119,12 +119,20 @@ class _Planner:
         return StudyRow(setting=setting, bought=self._bought(found))
 
     def smallest_row(self, target: float) -> StudyRow:
-        """The row of the smallest budget, to 1 %, that reaches a share of the RGN; else that of all channels."""
-        low, high = self._column.least_budget, max(self._column.least_budget, self._column.full_budget)
-        best, first = self.row(high), self.row(low)
-        if _reaches(first, target):
-            return first
-        while high > low * _CLOSE and high - low > 1:
+        """The row of the smallest budget that reaches a share of the RGN; else that of all channels.
+
+        The solver maximises gradient norm, so what is reached of the RGN may fall from one budget to the next: budgets
+        are looked at from the smallest upwards, and between the first that reaches and the one before it to 1 %.
+        """
+        low = 0
+        for high in (*self._column.own_budgets, max(self._column.least_budget, self._column.full_budget)):
+            best = self.row(high)
+            if _reaches(best, target):
+                break
+            low = high
+        else:
+            return best
+        while low and high > low * _CLOSE and high - low > 1:
             middle = round(math.sqrt(low * high))
             tried = self.row(middle)
             if _reaches(tried, target):

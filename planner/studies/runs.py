@@ -13,7 +13,7 @@ from trady.planner.options import DType, NormMode, OptimizerKind, Scope, choose
 from trady.planner.priorities import Priorities
 from trady.planner.studies.answers import Answers
 from trady.planner.studies.columns import Column, Piece, pieces_of, plan_rows
-from trady.planner.studies.folders import ROWS, StudyFolder, read_rows
+from trady.planner.studies.folders import ROWS, StudyFolder, read_definition, read_rows
 from trady.planner.studies.grids import Axes, parse_batch_sizes, parse_budgets
 from trady.planner.studies.rows import Setting, StudyRow
 from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
@@ -75,7 +75,9 @@ class Study:
             lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise StudyError(f"Study {path}: {error.strerror}. Make one with trady-study -o {folder}.") from error
-        return cls(tuple(read_rows(path, lines)))
+        rows = tuple(read_rows(path, lines))
+        target = (read_definition(Path(folder)) or {}).get("target_coverage")
+        return cls(rows, tuple(dict.fromkeys(row.why for row in rows if row.status == "failed")), target)
 
 
 def study(
