@@ -25,6 +25,19 @@ def values(kind: Any) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
 
+class _BatchSize(click.ParamType[int]):
+    """A number of samples, or ``max``, which is read as 0."""
+
+    name = "SIZE|max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) == "max":
+            return 0
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of samples above 0 nor max.", param, ctx)
+        return int(value)
+
+
 def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     if value is None:
         return None
@@ -101,7 +114,10 @@ def step_options(command: Command) -> Command:
 @step_options
 @choice_options
 @click.option("--budget", required=True, metavar="SIZE", help="Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, help="Samples of a micro-batch.")
+@click.option(
+    "--batch-size", type=_BatchSize(), default="1", help="Samples of a micro-batch, or max: the most that fit."
+)
+@click.option("--min-value", type=click.FloatRange(0, 1), help="Least value with --batch-size max.  [default: 0]")
 @click.option("--optimizer", type=values(OptimizerKind), default="sgd", help="Its state is in the budget.")
 @click.option("--strategy", type=values(Strategy), default="solver", help="How layers and channels are chosen.")
 @click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
@@ -149,6 +165,7 @@ def _plan(
     *,
     budget: str,
     batch_size: int,
+    min_value: float | None,
     priorities: Path | None,
     scheme: str | None,
     output: Path | None,
@@ -159,8 +176,11 @@ def _plan(
     **options: Any,
 ) -> None:
     parse_bytes(budget)
+    if min_value is not None and batch_size:
+        raise click.UsageError("--min-value is for --batch-size max. Leave it out, or give both.")
     check_outputs(output, plot, graph, draw)
     _check_figures(plot, graph, draw)
+    from trady.planner.batch_search import plan_largest_batch
     from trady.planner.planning import make_plan
     from trady.planner.priorities import Priorities
     from trady.planner.reports import plan_report
@@ -181,23 +201,15 @@ def _plan(
             loss=loaded.loss,
             head=model_kwargs["head"],
             train=plan_kwargs["train"],
-            batch_sizes=(batch_size,),
+            batch_sizes=(batch_size,) if batch_size else None,
             **step,
         )
-        plan = make_plan(
-            loaded.model,
-            prepared.inputs,
-            budget=budget,
-            batch_size=batch_size,
-            priorities=known or measure,
-            loss=loaded.loss,
-            scheme=ratios,
-            source=prepared.source,
-            traced=traced,
-            progress=say,
-            **step,
-            **plan_kwargs,
-        )
+        choice = plan_kwargs | step | {"budget": budget, "loss": loaded.loss, "scheme": ratios, "progress": say}
+        choice |= {"source": prepared.source, "priorities": known or measure, "traced": traced}
+        if batch_size:
+            plan = make_plan(loaded.model, prepared.inputs, batch_size=batch_size, **choice)
+        else:
+            plan = plan_largest_batch(loaded.model, prepared.inputs, min_value=min_value or 0.0, **choice)
         _write_figures(plan, traced, plot, graph, draw)
     if output is not None:
         plan.save(output)

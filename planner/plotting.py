@@ -83,6 +83,7 @@ def tidy_axes(axes: Any) -> None:
 def label_bytes(axis: Any) -> None:
     """Sizes in readable units along an axis, each with the digits it needs to differ from the next."""
     axis.set_major_formatter(lambda value, _: _tick_text(round(value)))
+    axis.set_minor_formatter("")
 
 
 def _tick_text(num_bytes: int) -> str:

@@ -72,8 +72,11 @@ def _draw_curves(axes: Any, answers: Answers, names: Sequence[str], measure: Mea
         zorder=0,
         label="front",
     )
+    from matplotlib.ticker import LogLocator
+
     setting = answers.rows[0].setting
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     label_bytes(axes.xaxis)
     axes.set_xlabel(f"budget, scope {setting.scope.value}")
     axes.set_ylabel(f"{_AXIS_NAMES[measure]}, %")
