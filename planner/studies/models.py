@@ -149,7 +149,9 @@ class _Columns:
             if _all_known(self._name, axes, self._common, self._known):
                 continue
             try:
-                priorities = self._priorities(norm, self._trace(norm, dtype))
+                traced = self._trace(norm, dtype)
+                candidate_layers(traced, self._common.only, self._common.exclude, self._common.max_depth)
+                priorities = self._priorities(norm, traced)
             except TradyError as error:
                 yield _failure(self._name, axes, self._common, error)
                 continue
