@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 import ortools
@@ -170,8 +171,10 @@ class Program:
         self._stored: dict[int, cp_model.LinearExpr | int] = {}
         self._paid: dict[tuple[int, int], cp_model.IntVar] = {}
         self._begun: dict[int, cp_model.IntVar] = {}
-        self._spent = 0 if limits.scope is Scope.PEAK else self._spent_expression()
         self._add_backward_limit()
+        if limits.scope is not Scope.PEAK:
+            self._limit = self._model.add(self._spent_expression() <= 0).index
+            self._add_objectives()
 
     def solve(self, budget_bytes: int) -> Selection:
         """The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes."""
@@ -183,26 +186,40 @@ class Program:
         return program._with_fewest_residuals(found)
 
     def _with_budget(self, budget_bytes: int) -> "Program":
-        """A copy that holds a budget: this one stays as it is."""
+        """This program with the budget in its place, or a copy where other moments of the step become critical."""
+        budget = min(budget_bytes, _MOST_BYTES)
+        if self._limits.scope is not Scope.PEAK:
+            for model in (self._model, self._leanest):
+                model.proto.constraints[self._limit].linear.domain[1] = self._limit_at_zero + budget
+            return self
         program = copy.copy(self)
         program._model = self._model.clone()
         program._trained, program._stored = dict(self._trained), dict(self._stored)
         program._paid, program._begun = dict(self._paid), dict(self._begun)
-        budget = min(budget_bytes, _MOST_BYTES)
-        if self._limits.scope is Scope.PEAK:
-            program._add_moments(budget)
-        else:
-            program._model.add(self._spent <= budget)
+        program._add_moments(budget)
+        program._add_objectives()
         return program
+
+    def _add_objectives(self) -> None:
+        """The most value; and, in a program of its own, the fewest residual bytes for a value to be said."""
+        self._model.maximize(self._value)
+        self._leanest = self._model.clone()
+        self._floor = self._leanest.add(self._value >= 0).index
+        self._leanest.minimize(self._residuals)
+
+    @cached_property
+    def _limit_at_zero(self) -> int:
+        """Upper end of the budget's row where the budget is nothing: what is spent in any case is moved over."""
+        return int(self._model.proto.constraints[self._limit].linear.domain[1])
 
     def _maximise(self) -> Selection:
         """The best value; no counts where the limits allow nothing, or the search found nothing in time."""
-        self._model.maximize(self._value)
+        self._model.clear_hints()
         best: Selection | None = None
         bound = math.inf
         for effort in _ATTEMPTS:
             if best is not None:
-                self._hint(best.counts)
+                self._hint(self._model, best.counts)
             solver = self._solver(_SEARCH_GAP, effort)
             status = solver.solve(self._model)
             if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -222,11 +239,10 @@ class Program:
     def _with_fewest_residuals(self, best: Selection) -> Selection:
         """Give up at most the tolerance of the value for a shallower backward pass."""
         floor = min(best.value, best.bound * (1 - TOLERANCE))
-        self._model.add(self._value >= int(floor * _VALUE_UNITS))
-        self._model.minimize(self._residuals)
-        self._hint(best.counts)
+        self._leanest.proto.constraints[self._floor].linear.domain[0] = int(floor * _VALUE_UNITS)
+        self._hint(self._leanest, best.counts)
         solver = self._solver(TOLERANCE, _RESIDUALS_EFFORT)
-        status = solver.solve(self._model)
+        status = solver.solve(self._leanest)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return best
         return self._selection(self._counts(solver), best.bound)
@@ -405,7 +421,8 @@ class Program:
         return solver
 
     def _counts(self, solver: cp_model.CpSolver) -> tuple[int, ...]:
-        return tuple(sum(solver.value(variable) for variable in variables) for variables in self._variables.segments)
+        found = list(solver.response_proto.solution)
+        return tuple(sum(found[variable.index] for variable in variables) for variables in self._variables.segments)
 
     def _selection(self, counts: tuple[int, ...], bound: float) -> Selection:
         units = sum(units_of(curve, count) for curve, count in zip(self._curves, counts, strict=True))
@@ -414,8 +431,9 @@ class Program:
         proven = bound - value <= TOLERANCE * bound * (1 + 1e-9)
         return Selection(counts, SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE, value, bound)
 
-    def _hint(self, counts: Sequence[int]) -> None:
-        self._model.clear_hints()
+    def _hint(self, model: cp_model.CpModel, counts: Sequence[int]) -> None:
+        model.clear_hints()
+        hint = model.proto.solution_hint
         for curve, count, variables in zip(self._curves, counts, self._variables.segments, strict=True):
-            for variable, part in zip(variables, fill_segments(curve, count), strict=True):
-                self._model.add_hint(variable, part)
+            hint.vars.extend([variable.index for variable in variables])
+            hint.values.extend(fill_segments(curve, count))

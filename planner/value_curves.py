@@ -57,4 +57,6 @@ def fill_segments(segments: Sequence[Segment], count: int) -> list[int]:
 
 def units_of(segments: Sequence[Segment], count: int) -> int:
     """Value of ``count`` channels."""
-    return sum(segment.units * part for segment, part in zip(segments, fill_segments(segments, count), strict=True))
+    return count and sum(
+        segment.units * part for segment, part in zip(segments, fill_segments(segments, count), strict=True)
+    )

@@ -1,18 +1,19 @@
 """The solver against exhaustive search."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import all_counts, cost_table, cost_tables, full_counts, layer_costs
+from tables import all_counts, cost_table, cost_tables, full_counts, layer_costs, peak_tables
 from trady.planner.cost_records import GroupInput, InputGroup, KeptBytes, Upstream
 from trady.planner.coverage import coverage_value
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
-from trady.planner.solving import TOLERANCE, Limits, SolverStatus, solve
+from trady.planner.solving import TOLERANCE, Limits, Program, SolverStatus, solve
 from trady.planner.value_curves import value_segments
 
 SCOPES = st.sampled_from([Scope.UPDATE, Scope.TRAINING])
@@ -82,6 +83,20 @@ def test_exhaustive_search_agrees(problem: tuple[CostTable, list[float], Limits]
 @given(problems())
 def test_the_same_problem_gives_the_same_counts(problem: tuple[CostTable, list[float], Limits]) -> None:
     assert solve(*problem) == solve(*problem)
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_budget_gives_the_same_counts_whichever_were_solved_before(scope: Scope, data: st.DataObject) -> None:
+    table = data.draw(peak_tables() if scope is Scope.PEAK else cost_tables())
+    values = data.draw(VALUES)[: len(table.layers)]
+    most = max(table.scope_bytes(full_counts(table), scope), 1)
+    budgets = data.draw(st.lists(st.integers(1, most), min_size=2, max_size=4))
+    limits = Limits(1, scope)
+    program = Program(table, values, limits)
+    for budget in budgets:
+        assert program.solve(budget) == solve(table, values, replace(limits, budget_bytes=budget))
 
 
 @given(st.integers(1, 3000), st.floats(1.0, 50.0), st.floats(0, 1e12))
