@@ -34,6 +34,11 @@ def format_count(count: int) -> str:
     return f"{value:.1f} {unit}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: ``"1 layer"``, ``"2,000 layers"``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def shorten(name: str, width: int) -> str:
     """A module path without its beginning where it is too long: its end tells layers apart."""
     return name if len(name) <= width else "..." + name[-max(1, width - 3) :]

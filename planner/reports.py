@@ -14,7 +14,7 @@ from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Lines
 from trady.planner.options import DType, Scope
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
-from trady.planner.report_parts import format_count, format_share, headed_table, heading, item, shorten
+from trady.planner.report_parts import counted, format_count, format_share, headed_table, heading, item, shorten
 from trady.planner.strategies import STRATEGIES, TOP_SHARE, DrawRule
 from trady.planner.summary import ChosenLayer, PlanFigures, plan_figures
 from trady.planner.units import format_bytes
@@ -56,7 +56,7 @@ def priorities_report(priorities: Priorities) -> RenderableType:
     """Layers by RGN, with the mark at which the paper's top-K ends."""
     top = len(priorities.top(TOP_SHARE))
     title = Text.assemble(
-        (f"Priorities of {_count(len(priorities.layers), 'layer')}", "bold"),
+        (f"Priorities of {counted(len(priorities.layers), 'layer')}", "bold"),
         f": {top} hold {100 * TOP_SHARE:.0f} % of the RGN (the paper's top-K).",
     )
     source = _source(priorities.source, priorities.origin, priorities.num_batches, priorities.tail_index)
@@ -207,7 +207,7 @@ def _value_note(plan: Plan) -> str:
     draws = "one draw" if horizon == 1 else f"{horizon:g} draws"
     note = f"value: gradient norm that {draws} can be expected to reach, as a share of all layers'."
     if rule.dynamic and rule.draw is not DrawRule.FIXED_COUNTS:
-        pool = _count(len(plan.strategy.eligible), "layer")
+        pool = counted(len(plan.strategy.eligible), "layer")
         note += f" Shown is the first epoch with seed 0; each epoch fills the budget anew from {pool}."
     return note
 
@@ -231,10 +231,12 @@ def _remarks(plan: Plan) -> Iterator[str]:
     record = plan.priorities
     yield f"Priorities: {_source(record.source, record.origin, record.num_batches, record.tail_index)}"
     if plan.not_drawn:
-        yield f"Not drawn from: {_count(len(plan.not_drawn), 'parameter')}. " + _by_reason(plan.not_drawn, _FIRST_NAMES)
+        yield f"Not drawn from: {counted(len(plan.not_drawn), 'parameter')}. " + _by_reason(
+            plan.not_drawn, _FIRST_NAMES
+        )
     if plan.unaccounted:
         yield (
-            f"Not in the ledger: {_count(len(plan.unaccounted), 'operation')}. "
+            f"Not in the ledger: {counted(len(plan.unaccounted), 'operation')}. "
             + _by_reason(plan.unaccounted, len(plan.unaccounted))
         )
     else:
@@ -244,7 +246,7 @@ def _remarks(plan: Plan) -> Iterator[str]:
 
 
 def _source(source: PrioritySource, origin: str, num_batches: int, tail_index: float | None) -> str:
-    measured = f" ({origin}, {_count(num_batches, 'batch', 'batches')})" if num_batches else ""
+    measured = f" ({origin}, {counted(num_batches, 'batch', 'batches')})" if num_batches else ""
     tail = "" if tail_index is None else f" Tail index of the gradients {tail_index:.2f} (2 is Gaussian)."
     return f"{TRUST[source]}{measured}.{tail}"
 
@@ -316,7 +318,3 @@ def _words(name: str) -> str:
 
 def _bytes_or_not(num_bytes: int | None) -> str:
     return "not predicted" if num_bytes is None else format_bytes(num_bytes)
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

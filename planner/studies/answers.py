@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import groupby
 
-from trady.planner.studies.rows import Bought, Curve, StudyRow
+from trady.planner.studies.rows import Bought, Curve, Setting, StudyRow
 
 
 class Measure(StrEnum):
@@ -45,9 +45,9 @@ class Answers:
         return {curve: sorted(rows, key=lambda row: row.setting.budget_bytes) for curve, rows in found.items()}
 
     def front(self, measure: Measure = Measure.RGN_REACHED) -> list[StudyRow]:
-        """The Pareto front: rows that no other row reaches as much as within fewer bytes; bytes ascending."""
+        """The Pareto front: rows that no other row reaches as much as within a smaller budget; budgets ascending."""
         best, front = 0.0, []
-        for row in sorted(_bought(self.rows), key=lambda row: (_used(row), -measure.of(row))):
+        for row in sorted(_bought(self.rows), key=lambda row: (row.setting.budget_bytes, -measure.of(row))):
             if measure.of(row) > best:
                 best = measure.of(row)
                 front.append(row)
@@ -96,10 +96,35 @@ class Answers:
 
 
 def varying(rows: Iterable[StudyRow]) -> list[str]:
-    """Axes that take more than one value in these rows, the budget left out; in a setting's order."""
+    """Axes that take more than one value in these rows, the budget left out; in a setting's order.
+
+    Models of input sizes of their own are told apart by their names alone.
+    """
     found = [row.setting for row in rows]
     names = ("model", "input", "norm", "dtype", "batch_size", "optimizer")
-    return [name for name in names if len({getattr(setting, name) for setting in found}) > 1]
+    axes = [name for name in names if len({getattr(setting, name) for setting in found}) > 1]
+    sizes = {(setting.model, setting.input) for setting in found}
+    if len(sizes) == len({setting.model for setting in found}) and "model" in axes:
+        axes = [name for name in axes if name != "input"]
+    return axes
+
+
+def setting_name(setting: Setting, axes: Sequence[str]) -> str:
+    """A setting by what varies: ``batch 8, adamw``; the model where nothing does."""
+    texts = {
+        "model": short_model(setting.model),
+        "input": setting.input,
+        "norm": f"norms {setting.norm.value}",
+        "dtype": setting.dtype.value if setting.dtype else "own types",
+        "batch_size": f"batch {setting.batch_size}",
+        "optimizer": setting.optimizer.value,
+    }
+    return ", ".join(texts[axis] for axis in axes) or short_model(setting.model)
+
+
+def short_model(source: str) -> str:
+    """A model's name without the library, module or folder it came from."""
+    return source.replace("\\", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1] or source
 
 
 def bought(row: StudyRow) -> Bought:
@@ -110,10 +135,6 @@ def bought(row: StudyRow) -> Bought:
 
 def _bought(rows: Iterable[StudyRow]) -> list[StudyRow]:
     return [row for row in rows if row.bought is not None]
-
-
-def _used(row: StudyRow) -> int:
-    return bought(row).used_bytes
 
 
 def _beside_batch(row: StudyRow) -> tuple[str, ...]:

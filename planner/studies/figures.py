@@ -6,8 +6,7 @@ from typing import Any, Final
 
 from trady.planner.plotting import COLOURS, check_figure_path, label_bytes, matplotlib_ready, save_figure, tidy_axes
 from trady.planner.report_parts import shorten
-from trady.planner.studies.answers import Answers, Measure, bought, varying
-from trady.planner.studies.reports import setting_name
+from trady.planner.studies.answers import Answers, Measure, bought, setting_name, short_model, varying
 from trady.planner.studies.rows import Curve, RowLayer, StudyRow
 from trady.planner.studies.runs import Study
 from trady.planner.units import format_bytes
@@ -64,7 +63,7 @@ def _draw_curves(axes: Any, answers: Answers, names: Sequence[str], measure: Mea
         _draw_curve(axes, answers, curve, rows, place, names, measure)
     front = answers.front(measure)
     axes.plot(
-        [bought(row).used_bytes for row in front],
+        [row.setting.budget_bytes for row in front],
         [100 * measure.of(row) for row in front],
         color="#888888",
         linewidth=4,
@@ -81,7 +80,9 @@ def _draw_curves(axes: Any, answers: Answers, names: Sequence[str], measure: Mea
     axes.set_xlabel(f"budget, scope {setting.scope.value}")
     axes.set_ylabel(f"{_AXIS_NAMES[measure]}, %")
     axes.set_ylim(0, 102)
-    axes.set_title(f"{setting.model}: what a budget buys" if "model" not in names else "What a budget buys")
+    axes.set_title(
+        f"{short_model(setting.model)}: what a budget buys" if "model" not in names else "What a budget buys"
+    )
     tidy_axes(axes)
     left = len(answers.curves) - _MOST_CURVES
     title = f"and {left} more curves in the table" if left > 0 else None
@@ -131,9 +132,9 @@ def _draw_layers(axes: Any, row: StudyRow) -> None:
     tidy_axes(axes)
     left = f", {len(found.layers) - len(layers)} smaller ones left out" if len(layers) < len(found.layers) else ""
     setting = row.setting
+    name = setting_name(setting, ("model", "batch_size", "optimizer"))
     axes.set_title(
-        f"{format_bytes(setting.budget_bytes)}, batch {setting.batch_size}, {setting.optimizer.value}: "
-        f"bytes of {len(found.layers)} of {found.num_layers} layers{left}",
+        f"{name}: {format_bytes(setting.budget_bytes)} train {len(found.layers)} of {found.num_layers} layers{left}",
         fontsize=9,
     )
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -6,9 +6,9 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trady.planner.report_parts import format_share, headed_table, heading, item
-from trady.planner.studies.answers import Answers, bought, varying
-from trady.planner.studies.rows import Curve, Setting, StudyRow
+from trady.planner.report_parts import counted, format_share, headed_table, heading, item
+from trady.planner.studies.answers import Answers, bought, setting_name, varying
+from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
 from trady.planner.units import format_bytes
 
@@ -49,22 +49,9 @@ def answer_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str]:
         yield from _batch_sentences(answers, axes)
 
 
-def setting_name(setting: Setting, axes: Sequence[str]) -> str:
-    """A setting by what varies: ``batch 8, adamw``; the model where nothing does."""
-    texts = {
-        "model": setting.model,
-        "input": setting.input,
-        "norm": f"norms {setting.norm.value}",
-        "dtype": setting.dtype.value if setting.dtype else "own types",
-        "batch_size": f"batch {setting.batch_size}",
-        "optimizer": setting.optimizer.value,
-    }
-    return ", ".join(texts[axis] for axis in axes) or setting.model
-
-
 def _headline(study: Study) -> str:
     trained = sum(len(rows) for rows in study.answers.curves.values())
-    text = f"{len(study.rows):,} rows: {trained:,} train something"
+    text = f"{counted(len(study.rows), 'row')}: {trained:,} train something"
     infeasible = len(study.answers.infeasible)
     failed = sum(row.status == "failed" for row in study.rows)
     text += f", {infeasible:,} do not fit" if infeasible else ""
@@ -169,9 +156,14 @@ def _infeasible_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str
             else "no smaller batch, shorter type or plainer optimizer is enough"
         )
         yield (
-            f"{setting_name(worst.setting, axes)}: {len(rows)} budgets up to "
-            f"{format_bytes(worst.setting.budget_bytes)} train nothing: it takes {needed}; {change}."
+            f"{setting_name(worst.setting, axes)}: {_budgets_up_to(len(rows), worst)} nothing: it takes {needed}; "
+            f"{change}."
         )
     left = len(missing) - _MOST_SENTENCES
     if left > 0:
         yield f"and {left} more, with what each takes, in the files."
+
+
+def _budgets_up_to(number: int, worst: StudyRow) -> str:
+    size = format_bytes(worst.setting.budget_bytes)
+    return f"{size} trains" if number == 1 else f"{number} budgets up to {size} train"

@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trady.planner.options import NormMode, OptimizerKind, Scope
-from trady.planner.studies.answers import Answers, Measure, bought, varying
+from trady.planner.studies.answers import Answers, Measure, bought, short_model, varying
 from trady.planner.studies.reports import answer_sentences, study_report
 from trady.planner.studies.rows import Bought, Remedy, RowLayer, Setting, StudyRow
 from trady.planner.studies.runs import Study
 
 
-def row(
-    budget: int, reached: float | None, *, batch_size: int = 1, used: int | None = None, model: str = "net"
-) -> StudyRow:
+def row(budget: int, reached: float | None, *, batch_size: int = 1, model: str = "net") -> StudyRow:
     """A row that reaches a share; one that trains nothing for ``None``."""
     setting = Setting(
         model=model,
@@ -50,7 +48,7 @@ def row(
         rgn_reached=reached,
         captured_share=reached,
         next_kilobyte=0.001,
-        used_bytes=budget if used is None else used,
+        used_bytes=budget,
         lines={"gradients": 1},
         scopes={"update": budget},
         layers=(layer,),
@@ -70,19 +68,14 @@ points = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 10)), min_size=1,
 
 @given(points)
 def test_the_front_is_what_no_row_dominates(found: list[tuple[int, int]]) -> None:
-    rows = [row(100, reached / 10, used=used) for used, reached in found]
-    front = {(bought(kept).used_bytes, bought(kept).rgn_reached) for kept in Answers(rows).front()}
+    rows = [row(budget, reached / 10) for budget, reached in found]
+    front = {(kept.setting.budget_bytes, bought(kept).rgn_reached) for kept in Answers(rows).front()}
+    places = {(budget, reached / 10) for budget, reached in found}
 
-    def dominated(used: int, reached: float) -> bool:
-        return any(
-            (bought(other).used_bytes <= used and bought(other).rgn_reached >= reached)
-            and (bought(other).used_bytes, bought(other).rgn_reached) != (used, reached)
-            for other in rows
-        )
+    def is_dominated(place: tuple[int, float]) -> bool:
+        return any(other[0] <= place[0] and other[1] >= place[1] and other != place for other in places)
 
-    expected = {(bought(kept).used_bytes, bought(kept).rgn_reached) for kept in rows}
-    expected = {(used, reached) for used, reached in expected if reached > 0 and not dominated(used, reached)}
-    assert front == expected
+    assert front == {place for place in places if place[1] > 0 and not is_dominated(place)}
 
 
 def test_the_knee_of_a_broken_line_is_where_it_breaks() -> None:
@@ -131,6 +124,20 @@ def test_what_varies() -> None:
     assert varying([row(1, 0.1), row(1, 0.2, batch_size=4, model="other")]) == ["model", "batch_size"]
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("torchvision:resnet18", "resnet18"),
+        ("nets/mine.pt", "mine.pt"),
+        ("a.b:c", "c"),
+        ("C:\\nets\\a.pt", "a.pt"),
+        ("x", "x"),
+    ],
+)
+def test_a_model_by_its_short_name(source: str, name: str) -> None:
+    assert short_model(source) == name
+
+
 def test_sentences_say_what_fits_and_what_does_not() -> None:
     from rich.console import Console
 
@@ -142,9 +149,7 @@ def test_sentences_say_what_fits_and_what_does_not() -> None:
     text = console.export_text()
     assert "17 rows: 16 train something, 1 do not fit." in text
     assert "batch 1: the knee is at 256.0 kB, which reaches 80.0 % with 1 of 2 layers" in text
-    assert (
-        "batch 8: 1 budgets up to 1.0 kB train nothing: it takes 2.0 kB; with batch size 1 1.0 kB are enough." in text
-    )
+    assert "batch 8: 1.0 kB trains nothing: it takes 2.0 kB; with batch size 1 1.0 kB are enough." in text
     assert "Failed: other: no layers" in text
 
 
