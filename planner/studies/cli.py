@@ -1,6 +1,7 @@
 """``trady-study``: many settings planned at once; results on stdout, progress and notes on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def study_command(
 
     Example: trady-study torchvision:mobilenet_v2 --budgets 32KB:4MB:24 --batch-sizes 1,8,32 --optimizers sgd,adamw
     """
+    # PyTorch's profiler warns of memory that was there before a kernel was measured; it is not imported yet.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with errors_told(_INTERRUPTED):
         axes, common = _axes(options), _common(options)
         axes.check_size(len(models), confirmed)

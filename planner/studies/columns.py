@@ -14,7 +14,7 @@ from trady.planner.ledger import CostTable
 from trady.planner.requests import Request, cheapest_layer, no_layer_fits
 from trady.planner.solving import Limits, Program, Selection, SolverStatus
 from trady.planner.studies.grids import default_budgets
-from trady.planner.studies.rows import Bought, Remedy, RowLayer, Setting, StudyRow
+from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
 from trady.planner.summary import covered_shares, step_figures
 
 #: A budget that reaches a target is searched for until it is known so closely.
@@ -153,7 +153,6 @@ class _Planner:
         ledger = table.ledger(found.counts)
         shares = covered_shares(column.norm_sums, table, found.counts, column.horizon)
         figures = step_figures(table, found.counts, shares)
-        layers = tuple(RowLayer(**vars(layer)) for layer in figures.layers)
         reached = covered_shares(self._rgn, table, found.counts, column.request.epochs)
         captured = covered_shares(column.norm_squares, table, found.counts, 1.0)
         return Bought(
@@ -166,7 +165,7 @@ class _Planner:
             used_bytes=ledger.scopes.of(column.request.scope),
             lines=ledger.lines.model_dump(),
             scopes=ledger.scopes.model_dump(),
-            layers=layers,
+            layers=figures.layers,
             num_layers=len(table.layers),
             num_channels=figures.channels.drawn,
             all_channels=figures.channels.full,

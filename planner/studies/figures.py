@@ -7,8 +7,9 @@ from typing import Any, Final
 from trady.planner.plotting import COLOURS, check_figure_path, label_bytes, matplotlib_ready, save_figure, tidy_axes
 from trady.planner.report_parts import shorten
 from trady.planner.studies.answers import Answers, Measure, bought, setting_name, short_model, varying
-from trady.planner.studies.rows import Curve, RowLayer, StudyRow
+from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
+from trady.planner.summary import ChosenLayer
 from trady.planner.units import format_bytes
 
 #: Curves told apart by colour; what goes beyond shares the line styles below them.
@@ -140,7 +141,7 @@ def _draw_layers(axes: Any, row: StudyRow) -> None:
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _with_most_bytes(layers: Sequence[RowLayer]) -> list[RowLayer]:
+def _with_most_bytes(layers: Sequence[ChosenLayer]) -> list[ChosenLayer]:
     most = sorted(layers, key=lambda layer: -sum(getattr(layer, field) for field in _PARTS.values()))
     kept = {layer.name for layer in most[:_MOST_LAYERS]}
     return [layer for layer in layers if layer.name in kept]

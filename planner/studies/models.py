@@ -15,12 +15,11 @@ from trady.planner.errors import PlanError, TradyError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
 from trady.planner.loading import LoadedModel, load_model
-from trady.planner.options import DType, NormMode, OptimizerKind, Scope, Strategy
+from trady.planner.options import DType, NormMode, OptimizerKind, Scope
 from trady.planner.planning import priorities_without_data
 from trady.planner.preparing import Prepared, prepare, priorities_from_data
 from trady.planner.priorities import Priorities
 from trady.planner.refining import step_memory
-from trady.planner.requests import Request
 from trady.planner.step_memory import StepMemory
 from trady.planner.studies.columns import Column
 from trady.planner.studies.grids import Axes
@@ -96,9 +95,13 @@ def columns_of(
         yield from _Columns(opened, spec.name, found, common, known, say).all()
 
 
+def _settings(name: str, axes: Axes, common: Common) -> list[Setting]:
+    return list(axes.settings(name, scope=common.scope, epochs=common.epochs))
+
+
 def _all_known(name: str, axes: Axes, common: Common, known: frozenset[Setting]) -> bool:
     """Whether every row of these axes was planned before."""
-    settings = list(axes.settings(name, scope=common.scope, epochs=common.epochs))
+    settings = _settings(name, axes, common)
     return bool(settings) and known.issuperset(settings)
 
 
@@ -121,7 +124,7 @@ def _failure(name: str, axes: Axes, common: Common, error: TradyError) -> Failur
         parts += [dtype.value for dtype in axes.dtypes if dtype] + [f"norms {norm.value}" for norm in axes.norms]
     if len(axes.batch_sizes) == len(axes.optimizers) == 1:
         parts += [f"batch {axes.batch_sizes[0]}", axes.optimizers[0].value]
-    return Failure(", ".join(parts), tuple(axes.settings(name, scope=common.scope, epochs=common.epochs)), str(error))
+    return Failure(", ".join(parts), tuple(_settings(name, axes, common)), str(error))
 
 
 class _Columns:
@@ -159,40 +162,18 @@ class _Columns:
                 one = replace(axes, batch_sizes=(batch_size,), optimizers=(optimizer,))
                 if _all_known(self._name, one, self._common, self._known):
                     continue
+                (setting,) = _settings(self._name, replace(one, budgets=(1,)), self._common)
                 try:
-                    yield self._column(norm, dtype, batch_size, optimizer, priorities)
+                    yield self._column(setting, priorities)
                 except TradyError as error:
                     yield _failure(self._name, one, self._common, error)
 
-    def _column(
-        self, norm: NormMode, dtype: DType | None, batch_size: int, optimizer: OptimizerKind, priorities: Priorities
-    ) -> Column:
-        common, axes = self._common, self._axes
-        request = Request(
-            budget_bytes=1,
-            scope=common.scope,
-            optimizer=optimizer,
-            strategy=Strategy.SOLVER,
-            dtype=dtype,
-            epochs=common.epochs,
-            min_channels=common.min_channels,
-            max_backward_macs=common.max_backward_macs,
-            horizon=common.horizon,
-        )
+    def _column(self, setting: Setting, priorities: Priorities) -> Column:
+        """The column of a setting, whose budget says nothing."""
+        request = self._common.request(setting)
         request.check(None)
-        setting = Setting(
-            model=self._name,
-            input=axes.inputs[0],
-            norm=norm,
-            dtype=dtype,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            scope=common.scope,
-            budget_bytes=1,
-            epochs=common.epochs,
-        )
         layers = self._layers(setting)
-        table = self._table(setting, self._memory(norm, dtype, batch_size))
+        table = self._table(setting, self._memory(setting))
         norms = [layer.channel_norms for layer in priorities_of(layers, priorities)]
         column = Column(
             setting=setting,
@@ -201,7 +182,7 @@ class _Columns:
             norm_sums=tuple(fsum(found) for found in norms),
             norm_squares=tuple(fsum(norm * norm for norm in found) for found in norms),
         )
-        if axes.budgets and axes.budgets[0] < column.least_budget:
+        if self._axes.budgets and self._axes.budgets[0] < column.least_budget:
             return replace(column, remedies=tuple(self._remedies(column)))
         return column
 
@@ -282,11 +263,11 @@ class _Columns:
             )
         return self._traces[key]
 
-    def _memory(self, norm: NormMode, dtype: DType | None, batch_size: int) -> StepMemory | None:
+    def _memory(self, setting: Setting) -> StepMemory | None:
         """When memory is released at a batch size, all kernels measured: it is the same for every optimizer."""
-        key = norm, torch_dtype(dtype), batch_size
+        key = setting.norm, torch_dtype(setting.dtype), setting.batch_size
         if key not in self._memories:
-            traced = self._trace(norm, dtype).at(batch_size)
+            traced = self._traced(setting)
             measure = not any(parameter.is_meta for parameter in self._found.model.parameters())
             memory, _ = step_memory(traced, measure=measure)
             if memory is not None:

@@ -8,6 +8,7 @@ from pydantic import Field
 from trady.planner.cost_records import Count, Record
 from trady.planner.ledger import PEAK_LINES
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
+from trady.planner.summary import ChosenLayer
 
 _NAMES: Final = {"lines": PEAK_LINES, "scopes": tuple(scope.value for scope in Scope)}
 #: Model, input, norms, element type, batch size, optimizer: all of a setting but its budget.
@@ -61,32 +62,6 @@ class Remedy(Record):
     needed_bytes: Bytes
 
 
-class RowLayer(Record):
-    """A layer that trains, and its part of scope ``update``.
-
-    Args:
-        name: Module path.
-        kind: ``conv``, ``linear``...
-        channels: Input channels drawn.
-        in_channels: Input channels it has.
-        gradient_bytes: Gradients of the drawn channels.
-        stored_bytes: Stored inputs of the drawn channels.
-        optimizer_bytes: Optimizer state of the drawn channels.
-        index_bytes: Indices of the drawn channels.
-        value_share: Share of the value of training every channel of the table.
-    """
-
-    name: str
-    kind: str
-    channels: Annotated[int, Field(ge=1)]
-    in_channels: Annotated[int, Field(ge=1)]
-    gradient_bytes: Count
-    stored_bytes: Count
-    optimizer_bytes: Count
-    index_bytes: Count
-    value_share: Share
-
-
 class Bought(Record):
     """What a budget buys.
 
@@ -119,7 +94,7 @@ class Bought(Record):
     used_bytes: Count
     lines: dict[str, int | None]
     scopes: dict[str, int | None]
-    layers: tuple[RowLayer, ...]
+    layers: tuple[ChosenLayer, ...]
     num_layers: Count
     num_channels: Count
     all_channels: Count

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trady.planner.options import DType, MemoryFormat, Scope
+from trady.planner.options import DType, MemoryFormat, Scope, Strategy
 from trady.planner.priorities import Priorities
+from trady.planner.requests import Request
 from trady.planner.studies.rows import Setting, StudyRow
 
 if TYPE_CHECKING:
@@ -52,6 +53,20 @@ class Common:
     amp: DType | None = None
     device: str = "cpu"
     memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
+
+    def request(self, setting: Setting) -> Request:
+        """What a row asks of the solver."""
+        return Request(
+            budget_bytes=setting.budget_bytes,
+            scope=setting.scope,
+            optimizer=setting.optimizer,
+            strategy=Strategy.SOLVER,
+            dtype=setting.dtype,
+            epochs=setting.epochs,
+            min_channels=self.min_channels,
+            max_backward_macs=self.max_backward_macs,
+            horizon=self.horizon,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from trady.planner.options import NormMode, OptimizerKind, Scope
 from trady.planner.studies.answers import Answers, Measure, bought, short_model, varying
 from trady.planner.studies.reports import answer_sentences, study_report
-from trady.planner.studies.rows import Bought, Remedy, RowLayer, Setting, StudyRow
+from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
 from trady.planner.studies.runs import Study
+from trady.planner.summary import ChosenLayer
 
 
 def row(budget: int, reached: float | None, *, batch_size: int = 1, model: str = "net") -> StudyRow:
@@ -30,7 +31,7 @@ def row(budget: int, reached: float | None, *, batch_size: int = 1, model: str =
     if reached is None:
         remedies = (Remedy(change="batch size 1", options="--batch-size 1", needed_bytes=budget),)
         return StudyRow(setting=setting, bought=None, why="too little", needed_bytes=2 * budget, remedies=remedies)
-    layer = RowLayer(
+    layer = ChosenLayer(
         name="conv",
         kind="conv",
         channels=1,
