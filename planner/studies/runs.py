@@ -171,7 +171,7 @@ def run_study(
     Raises:
         StudyError: The grid is empty or contradicts itself, or the folder holds another study.
     """
-    _check(specs, axes, target)
+    _check(specs, axes, common, target)
     folder = None if output is None else StudyFolder(output, definition(specs, axes, common, target))
     found: dict[Setting, StudyRow] = {} if folder is None else dict(folder.known)
     count(len(found))
@@ -256,8 +256,8 @@ def _open_pieces(column: Column, axes: Axes, target: float | None, known: Iterab
     yield from pieces_of(column, budgets)
 
 
-def _check(specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, target: float | None) -> None:
-    """Collect what makes no grid."""
+def _check(specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, common: Common, target: float | None) -> None:
+    """Collect what makes no grid, and refuse what no row could be planned with."""
     names = [spec.name for spec in specs]
     empty = [name for name, values in vars(axes).items() if not values and name != "budgets"]
     rules = (
@@ -270,6 +270,8 @@ def _check(specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, target: float | 
     problems = [text for wrong, text in rules if wrong]
     if problems:
         raise StudyError(" ".join(problems))
+    for setting in replace(axes, budgets=(1,)).settings(names[0], scope=common.scope, epochs=common.epochs):
+        common.request(setting).check(None)
 
 
 def _place(names: Sequence[str], axes: Axes, row: StudyRow) -> tuple[int, ...]:

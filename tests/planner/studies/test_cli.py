@@ -126,6 +126,8 @@ def test_the_same_command_goes_on_and_another_is_refused() -> None:
         (["--target-coverage", "0.5", "--budgets", "4KB"], "finds its own budgets"),
         (["--priorities", "no.json"], "Priorities no.json: No such file"),
         (["--optimizers", ","], "no optimizers"),
+        (["--dtypes", "float32,int8", "--scope", "training"], "accounting for scope 'update' only"),
+        (["--horizon", "-1"], "Horizon must be above 0"),
         (["-o", "study_networks.py"], "is a file"),
     ],
 )
