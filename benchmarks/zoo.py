@@ -36,7 +36,8 @@ from trady.planner.costing import build_cost_table
 from trady.planner.errors import TracingError
 from trady.planner.options import NormMode, OptimizerKind, Scope
 from trady.planner.records import Capture
-from trady.planner.solving import Limits, solve
+from trady.planner.selections import Limits
+from trady.planner.solving import solve
 from trady.planner.tracing import Recordings, trace
 from trady.planner.training_step import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
 

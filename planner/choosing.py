@@ -18,7 +18,8 @@ from trady.planner.priorities import LayerPriority, Priorities
 from trady.planner.refining import RefinedTable
 from trady.planner.requests import Request, cheapest_layer, least_counts, no_layer_fits
 from trady.planner.schemes import scheme_ratios
-from trady.planner.solving import Limits, Selection, SolverStatus, solve, solver_version
+from trady.planner.selections import Limits, Selection, SolverStatus
+from trady.planner.solving import solve, solver_version
 from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, eligible_layers, scheme_counts
 from trady.planner.tracing import Trace
 

@@ -7,7 +7,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import cached_property
 from typing import Final
 
@@ -18,13 +17,12 @@ from trady.planner.cost_records import INDEX_BYTES, SLICE_BLOCK
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
 from trady.planner.peaks import MARGIN_PERCENT
+from trady.planner.selections import TOLERANCE, Limits, Selection, SolverStatus
 from trady.planner.step_moments import Moment
 from trady.planner.value_curves import fill_segments, units_of, value_segments
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12
-#: Share of the best value that may be given up for fewer residual bytes.
-TOLERANCE: Final = 1e-3
 #: The best value is looked for within half of it.
 _SEARCH_GAP: Final = TOLERANCE / 2
 #: CP-SAT counts in 64 bits; no machine has as much memory.
@@ -50,64 +48,6 @@ class _Effort:
 #: alike a light relaxation proves what a full one does not, and the other way round.
 _ATTEMPTS: Final = (_Effort(2, 0.1, presolve=False), _Effort(1, 0.6, presolve=True))
 _RESIDUALS_EFFORT: Final = _Effort(1, 1.0, presolve=False)
-
-
-class SolverStatus(StrEnum):
-    """How a search ended."""
-
-    OPTIMAL = "optimal"
-    """Proven within :data:`TOLERANCE` of the best."""
-    FEASIBLE = "feasible"
-    """Stopped by the time limit; the gap says how far from the bound."""
-    INFEASIBLE = "infeasible"
-    """No layer can be trained within the limits."""
-    UNKNOWN = "unknown"
-    """Stopped by the time limit before anything was found."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a selection must respect.
-
-    Args:
-        budget_bytes: Bytes of the scope.
-        scope: Lines the budget holds.
-        min_channels: Fewest channels a chosen layer trains (or all of them, where it has fewer).
-        max_backward_macs: Most multiply-adds of the backward pass; ``None`` for no limit.
-        horizon: Number of draws a layer's value looks ahead; 1 for a static choice.
-        deterministic_time: Search effort of a stage, in CP-SAT's deterministic seconds.
-        seed: Seed of the search.
-    """
-
-    budget_bytes: int
-    scope: Scope
-    min_channels: int = 1
-    max_backward_macs: int | None = None
-    horizon: float = 4.0
-    deterministic_time: float = 2.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Chosen channel counts.
-
-    Args:
-        counts: Channels of each layer of the cost table.
-        status: How the search ended.
-        value: Value of the counts, as a share of the value of training everything.
-        bound: Proven upper bound of that share.
-    """
-
-    counts: tuple[int, ...]
-    status: SolverStatus
-    value: float
-    bound: float
-
-    @property
-    def gap(self) -> float:
-        """Distance to the bound, relative to it."""
-        return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
 
 
 def solver_version() -> str:

@@ -12,7 +12,8 @@ from trady.planner.coverage import DEFAULT_HORIZON
 from trady.planner.errors import TradyError
 from trady.planner.ledger import CostTable
 from trady.planner.requests import Request, cheapest_layer, no_layer_fits
-from trady.planner.solving import Limits, Program, Selection, SolverStatus
+from trady.planner.selections import Limits, Selection, SolverStatus
+from trady.planner.solving import Program
 from trady.planner.studies.grids import default_budgets
 from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
 from trady.planner.summary import covered_shares, step_figures

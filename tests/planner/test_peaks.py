@@ -23,7 +23,8 @@ from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
 from trady.planner.purse import Purses
 from trady.planner.refining import NOT_MEASURED
-from trady.planner.solving import TOLERANCE, Limits, SolverStatus, solve
+from trady.planner.selections import TOLERANCE, Limits, SolverStatus
+from trady.planner.solving import solve
 from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import trace
 

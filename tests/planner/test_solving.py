@@ -13,7 +13,8 @@ from trady.planner.cost_records import GroupInput, InputGroup, KeptBytes, Upstre
 from trady.planner.coverage import coverage_value
 from trady.planner.ledger import CostTable
 from trady.planner.options import Scope
-from trady.planner.solving import TOLERANCE, Limits, Program, SolverStatus, solve
+from trady.planner.selections import TOLERANCE, Limits, SolverStatus
+from trady.planner.solving import Program, solve
 from trady.planner.value_curves import value_segments
 
 SCOPES = st.sampled_from([Scope.UPDATE, Scope.TRAINING])
