@@ -1,0 +1,588 @@
+// The study's page: one curve and one budget are chosen; everything else follows.
+"use strict";
+
+const PARTS = [
+  ["stored_bytes", "stored inputs"],
+  ["gradient_bytes", "gradients"],
+  ["optimizer_bytes", "optimizer state"],
+  ["index_bytes", "draw index"],
+];
+const DASHES = [["solid", "solid"], ["dash", "dashed"], ["dot", "dotted"]];
+const USUAL_BUDGET = 256000;
+const MOST_MARKED = 3000;
+
+const data = readData();
+const rows = data.rows.map(readRow);
+const curves = data.curves.map(readCurve);
+const state = { curve: 0, row: null, measure: data.measures[0], axis: data.axes[0] ?? null };
+
+function readRow(row, place) {
+  const figures = Object.fromEntries((row.figures ?? []).map((value, field) => [data.figures[field], value]));
+  const layers = row.layers?.map(([layer, ...values]) => readLayer(data.curves[row.curve].network, layer, values));
+  return { ...row, ...figures, layers: layers ?? null, place, bought: row.figures !== undefined };
+}
+
+function readLayer(network, place, values) {
+  const [name, kind, in_channels] = data.networks[network][place];
+  const layer = { place, name, kind, in_channels };
+  values.forEach((value, field) => (layer[data.layer_figures[field]] = value));
+  layer.bytes = sum(PARTS.map(([part]) => layer[part]));
+  return layer;
+}
+
+function readCurve(curve, place) {
+  const found = rows.filter((row) => row.curve === place).sort((one, other) => one.budget - other.budget);
+  return { ...curve, place, rows: found, label: data.axes.map((axis) => axisText(axis, curve)).join(", ") };
+}
+
+function axisText(axis, curve) {
+  const value = curve.values[axis.key];
+  return ["model", "input", "optimizer"].includes(axis.key) ? value : `${axis.name} ${value}`;
+}
+
+const curve = () => curves[state.curve];
+const measureOf = (row) => row[state.measure.key];
+const trains = (found) => found.filter((row) => row.bought);
+const kneeOf = (found, measure = state.measure) => rows[found.knees[measure.key]];
+
+/** What is chosen first: about 256 kB, where something trains with it. */
+function firstRow(found) {
+  const usual = nearest(found.rows, USUAL_BUDGET);
+  return usual.bought ? usual : (trains(found.rows)[0] ?? usual);
+}
+
+function nearest(found, budget) {
+  const distance = (row) => Math.abs(Math.log(row.budget / budget));
+  return found.reduce((best, row) => (distance(row) < distance(best) ? row : best));
+}
+
+// --- choosing -------------------------------------------------------------------------------------------------------
+
+function choose(row) {
+  const moved = state.row === null || row.curve !== state.row.curve;
+  state.row = row;
+  state.curve = row.curve;
+  showControls();
+  showAnswer(row);
+  showLedger(row);
+  showLayers(row);
+  markChosenLines();
+  if (moved) drawChart();
+  else moveMark();
+}
+
+/** The curve with an axis's new value that keeps most of the others. */
+function chooseAxis(axis, value) {
+  const now = curve().values;
+  const kept = (found) => data.axes.filter(({ key }) => key !== axis.key && found.values[key] === now[key]).length;
+  const fitting = curves.filter((found) => found.values[axis.key] === value);
+  const best = fitting.reduce((one, other) => (kept(other) > kept(one) ? other : one));
+  choose(nearest(best.rows, state.row.budget));
+}
+
+const valuesOf = (axis) => [...new Set(curves.map((found) => found.values[axis.key]))];
+
+function makeAxisControls() {
+  data.axes.forEach((axis) => {
+    const select = element("select", { id: `axis-${axis.key}` });
+    fillSelect(select, valuesOf(axis));
+    select.addEventListener("change", () => chooseAxis(axis, valuesOf(axis)[Number(select.value)]));
+    byId("budget-control").before(element("label", {}, axis.name, select));
+  });
+}
+
+function showControls() {
+  const slider = byId("budget");
+  const found = curve().rows;
+  slider.max = String(found.length - 1);
+  slider.value = String(found.indexOf(state.row));
+  slider.disabled = found.length === 1;
+  slider.setAttribute("aria-valuetext", sizeText(state.row.budget));
+  byId("budget-text").textContent = sizeText(state.row.budget);
+  data.axes.forEach((axis) => {
+    byId(`axis-${axis.key}`).value = String(valuesOf(axis).indexOf(curve().values[axis.key]));
+  });
+}
+
+// --- the answer -----------------------------------------------------------------------------------------------------
+
+function showAnswer(row) {
+  byId("answer").classList.toggle("nothing", !row.bought);
+  byId("said").textContent = row.bought ? saidOfBought(row) : saidOfNothing(row);
+  byId("detail").textContent = row.bought ? detailOfBought(row) : detailOfNothing(row);
+  showTiles(byId("tiles"), row.bought ? tilesOf(row) : []);
+  byId("command").textContent = `trady-plan ${row.options} ${curve().ending}`;
+  byId("command-row").hidden = !row.bought;
+}
+
+function saidOfBought(row) {
+  const { epochs } = curve();
+  const reach = state.measure.key === "rgn_reached"
+    ? `reaches ${shareText(row.rgn_reached)} of the RGN by epoch ${epochs}`
+    : `reaches ${shareText(measureOf(row))} ${state.measure.whole}`;
+  return `${sizeText(row.budget)} trains ${row.trained} of ${row.num_layers} layers, ${countText(row.num_channels)} of `
+    + `${countText(row.all_channels)} channels, and ${reach}; ${nextText(row)}.`;
+}
+
+function nextText(row) {
+  if (row.next_kilobyte === 0) return "more bytes add nothing";
+  return `the next kilobyte adds ${shareText(row.next_kilobyte, 2)} of the value`;
+}
+
+function detailOfBought(row) {
+  const parts = [];
+  const knee = kneeOf(curve());
+  const last = trains(curve().rows).at(-1);
+  if (knee) parts.push(`The curve bends at ${sizeText(knee.budget)}, with ${shareText(measureOf(knee))}.`);
+  if (last !== row) parts.push(`Its largest budget, ${sizeText(last.budget)}, reaches ${shareText(measureOf(last))}.`);
+  parts.push(row.gap === 0 ? "The choice is proven best." : `The choice is within ${gapText(row.gap)} of the best.`);
+  return parts.join(" ");
+}
+
+const gapText = (gap) => `${(Math.ceil(gap * 1e4) / 1e2).toFixed(2)} %`;
+
+function saidOfNothing(row) {
+  const where = curve().label ? ` with ${curve().label}` : "";
+  if (row.needed === null) return `${sizeText(row.budget)}${where} could not be planned.`;
+  return `${sizeText(row.budget)} trains nothing${where}: the smallest budget that does is ${sizeText(row.needed)}.`;
+}
+
+function detailOfNothing(row) {
+  const change = row.remedy ? ` The change that alters training least: ${remedyText(row)}.` : "";
+  return row.why + change;
+}
+
+function remedyText(row) {
+  if (!row.remedy) return row.needed === null ? "" : `raise the budget to ${sizeText(row.needed)}`;
+  const [change, options, needed] = row.remedy;
+  return `${change} (${options}), which trains from ${sizeText(needed)} on`;
+}
+
+function tilesOf(row) {
+  return [
+    [`used in scope ${curve().scope}`, bytesText(row.used_bytes)],
+    ["RGN reached", shareText(row.rgn_reached)],
+    ["captured share", shareText(row.captured_share)],
+    ["inputs saved", shareText(row.activation_sparsity)],
+    ["weight gradients saved", shareText(row.weight_derivative_sparsity)],
+    ["backward MACs", amountText(row.backward_macs)],
+  ];
+}
+
+// --- the chart ------------------------------------------------------------------------------------------------------
+
+const colourPlace = (found) => (state.axis ? valuesOf(state.axis).indexOf(found.values[state.axis.key]) : 0);
+const dashAxis = () => data.axes.find((axis) => axis !== state.axis) ?? null;
+
+function dashOf(found) {
+  const axis = dashAxis();
+  return DASHES[axis ? valuesOf(axis).indexOf(found.values[axis.key]) % DASHES.length : 0];
+}
+
+function drawChart() {
+  const traces = [frontTrace(), ...curves.map(curveTrace), nothingTrace(), kneeTrace(), chosenTrace()];
+  Plotly.react("chart", traces, chartLook(), CHART_CONFIG);
+  showLegend(byId("legend"), legendEntries());
+  byId("chart-note").textContent = chartNote();
+  byId("chart").setAttribute("aria-label", `${state.measure.name} against budget; the slider above moves the mark.`);
+}
+
+function moveMark() {
+  const { x, y, marker } = chosenTrace();
+  const { shapes, annotations } = chartLook();
+  Plotly.update("chart", { x: [x], y: [y], marker: [marker] }, { shapes, annotations }, [curves.length + 3]);
+}
+
+function curveTrace(found) {
+  const shown = trains(found.rows);
+  const isChosen = found.place === state.curve;
+  const tint = seriesColour(colourPlace(found));
+  return {
+    ...pointsOf(shown),
+    mode: rows.length > MOST_MARKED && shown.length > 1 ? "lines" : "lines+markers",
+    opacity: isChosen || curves.length < 4 ? 1 : 0.55,
+    line: { color: tint, width: isChosen ? 3 : 1.5, dash: dashOf(found)[0] },
+    marker: { color: tint, size: isChosen ? 7 : 5 },
+  };
+}
+
+function pointsOf(shown) {
+  return {
+    x: shown.map((row) => row.budget),
+    y: shown.map((row) => (row.bought ? measureOf(row) : 0)),
+    customdata: shown.map((row) => row.place),
+    hovertext: shown.map(hoverText),
+    hovertemplate: "%{hovertext}<extra></extra>",
+    type: "scatter",
+    cliponaxis: false,
+  };
+}
+
+function frontTrace() {
+  const front = data.fronts[state.measure.key].map((place) => rows[place]);
+  const shown = front.filter((row, place) => row.budget !== front[place + 1]?.budget);
+  const line = { color: colour("series-4"), width: 11 };
+  return { ...pointsOf(shown), mode: "lines", opacity: 0.3, line, hoverinfo: "skip", hovertemplate: null };
+}
+
+function nothingTrace() {
+  const marker = { symbol: "x-thin", size: 9, line: { width: 2, color: colour("warning") } };
+  return { ...pointsOf(rows.filter((row) => !row.bought)), mode: "markers", marker };
+}
+
+function kneeTrace() {
+  const shown = curves.map((found) => kneeOf(found)).filter((row) => row !== undefined);
+  const tints = shown.map((row) => seriesColour(colourPlace(curves[row.curve])));
+  const marker = { symbol: "diamond", size: 13, color: tints, line: { color: colour("paper"), width: 2 } };
+  return { ...pointsOf(shown), mode: "markers", marker };
+}
+
+function chosenTrace() {
+  const marker = { symbol: "circle-open", size: 17, color: colour("ink"), line: { width: 3 } };
+  return { ...pointsOf([state.row]), mode: "markers", marker, hoverinfo: "skip", hovertemplate: null };
+}
+
+function hoverText(row) {
+  const head = [`<b>${sizeText(row.budget)}</b>`, plotText(clip(curves[row.curve].label, 60))].filter((text) => text);
+  return [head.join(" · "), ...(row.bought ? hoverLines(row) : hoverNothing(row))].join("<br>");
+}
+
+function hoverLines(row) {
+  const ledger = ledgerLines(row).filter((line) => line.bytes);
+  return [
+    `${state.measure.name} ${shareText(measureOf(row))} · ${row.trained} of ${row.num_layers} layers`,
+    ...ledger.map((line) => `${words(line.name)}: ${bytesText(line.bytes)}`),
+    `<b>${curves[row.curve].scope}: ${bytesText(row.used_bytes)}</b>`,
+  ];
+}
+
+function hoverNothing(row) {
+  const needs = row.needed === null ? "could not be planned" : `trains nothing: needs ${sizeText(row.needed)}`;
+  return [needs, plotText(clip(remedyText(row), 70))].filter((text) => text);
+}
+
+function ledgerLines(row) {
+  const held = data.scopes[curves[row.curve].scope];
+  const lines = data.lines.map((name, place) => ({ name, bytes: row.lines[place] }));
+  return lines.filter((line) => held.includes(line.name));
+}
+
+function chartLook() {
+  const budgets = rows.map((row) => row.budget);
+  const [least, most] = [budgets.reduce((a, b) => Math.min(a, b)), budgets.reduce((a, b) => Math.max(a, b))];
+  const ticks = byteTicks(least, most, byId("chart").clientWidth / 70);
+  const pad = Math.max(0.05, 0.03 * Math.log10(most / least));
+  const range = [Math.log10(least) - pad, Math.log10(most) + pad];
+  return chartLayout({
+    hovermode: "closest",
+    xaxis: { type: "log", title: { text: "budget" }, tickvals: ticks, ticktext: ticks.map(sizeText), range },
+    yaxis: { title: { text: state.measure.name }, tickformat: ".0%", rangemode: "tozero" },
+    shapes: chartShapes(),
+    annotations: chartNames(),
+  });
+}
+
+function chartShapes() {
+  const line = { color: colour("quiet"), width: 1, dash: "dot" };
+  const across = { type: "line", xref: "paper", x0: 0, x1: 1, y0: data.target, y1: data.target, line };
+  const budget = { type: "line", yref: "paper", y0: 0, y1: 1, x0: state.row.budget, x1: state.row.budget, line };
+  return data.target !== null && state.measure.key === "rgn_reached" ? [budget, across] : [budget];
+}
+
+function chartNames() {
+  const name = { showarrow: false, yref: "paper", y: 1, yanchor: "bottom", font: { size: 13, color: colour("ink") } };
+  return [{ ...name, x: Math.log10(state.row.budget), text: `<b>${sizeText(state.row.budget)}</b>` }];
+}
+
+function legendEntries() {
+  const entries = state.axis
+    ? valuesOf(state.axis).map((text, place) => ({ text: clip(text, 48), colour: seriesColour(place) }))
+    : [];
+  const axis = dashAxis();
+  if (axis) entries.push(...valuesOf(axis).map((text, place) => dashEntry(axis, text, place)));
+  if (data.fronts[state.measure.key].length > 1) {
+    entries.push({ text: "Pareto front", colour: colour("series-4"), kind: "halo" });
+  }
+  const mark = (text, sign, name) => entries.push({ text, mark: sign, kind: "mark", colour: colour(name) });
+  if (curves.some((found) => kneeOf(found))) mark("knee", "◆", "ink");
+  if (rows.some((row) => !row.bought)) mark("trains nothing", "✕", "warning");
+  return entries;
+}
+
+function dashEntry(axis, text, place) {
+  const words = axis.key === "model" ? clip(text, 48) : `${axis.name} ${text}`;
+  return { text: words, colour: colour("quiet"), dash: DASHES[place % DASHES.length][1] };
+}
+
+function chartNote() {
+  const { name, whole, what } = state.measure;
+  const hidden = data.axes.length > 2 ? " Hover to tell apart lines that look alike." : "";
+  return `${name[0].toUpperCase()}${name.slice(1)}: the share ${whole} ${what}. `
+    + `Choose a point with a click, or move the slider.${hidden}`;
+}
+
+// --- ledger and layers ----------------------------------------------------------------------------------------------
+
+function showLedger(row) {
+  byId("bought").hidden = !row.bought;
+  byId("layers-section").hidden = !row.bought;
+  if (!row.bought) return;
+  const most = Math.max(...row.lines.map((bytes) => bytes ?? 0));
+  const lines = data.lines.map((name, place) => ledgerLine(words(name), row.lines[place], most));
+  const totals = Object.keys(data.scopes).map((name, place) => totalLine(name, row.scopes[place]));
+  byId("ledger").tBodies[0].replaceChildren(...lines, ...totals);
+}
+
+function ledgerLine(name, bytes, most) {
+  const cell = element("td", { className: "number" }, barCell(Math.max(0, bytes ?? 0), most, bytesText(bytes)));
+  return element("tr", {}, element("td", { textContent: name }), cell);
+}
+
+function totalLine(name, bytes) {
+  const held = name === curve().scope ? " (the budget's)" : "";
+  const cell = element("td", { className: "number", textContent: bytesText(bytes) });
+  return element("tr", { className: "total" }, element("td", { textContent: `scope ${name}${held}` }), cell);
+}
+
+function showLayers(row) {
+  if (!row.bought) return;
+  byId("layers-section").hidden = row.layers === null;
+  byId("depth").hidden = row.layers === null;
+  byId("depth-note").textContent = depthNote(row);
+  if (row.layers === null) return;
+  layerTable.show(row.layers);
+  drawDepth(row);
+}
+
+function depthNote(row) {
+  if (row.layers === null) {
+    return `This page keeps the layers of one row in ${data.detail_step}; those of all are in the study's rows.jsonl.`;
+  }
+  return "Input left, output right: the layers that any row of this model trains. Diamonds: share of the value.";
+}
+
+function drawDepth(row) {
+  const names = data.networks[curve().network];
+  const parts = PARTS.filter(([part]) => row.layers.some((layer) => layer[part] > 0));
+  const traces = [...parts.map((part) => partTrace(row, part)), valueTrace(row)];
+  Plotly.react("depth", traces, depthLook(row, names.length), CHART_CONFIG);
+  const entries = parts.map(([, text]) => ({ text, kind: "block", colour: partColour(text) }));
+  showLegend(byId("depth-legend"), [...entries, { text: "value", kind: "mark", mark: "◆", colour: colour("ink") }]);
+  byId("depth").setAttribute("aria-label", "Bytes of each layer; the table below has the same figures.");
+}
+
+const PART_SERIES = { "stored inputs": 4, gradients: 0, "optimizer state": 2, "draw index": 7 };
+const partColour = (text) => colour(`series-${PART_SERIES[text]}`);
+
+function partTrace(row, [part, text]) {
+  return {
+    type: "bar",
+    x: row.layers.map((layer) => layer.place),
+    y: row.layers.map((layer) => layer[part]),
+    hovertext: row.layers.map(layerHover),
+    hovertemplate: "%{hovertext}<extra></extra>",
+    marker: { color: partColour(text) },
+  };
+}
+
+function valueTrace(row) {
+  return {
+    type: "scatter",
+    mode: "markers",
+    yaxis: "y2",
+    x: row.layers.map((layer) => layer.place),
+    y: row.layers.map((layer) => layer.value_share),
+    hovertext: row.layers.map(layerHover),
+    hovertemplate: "%{hovertext}<extra></extra>",
+    marker: { symbol: "diamond", size: 8, color: colour("ink"), line: { color: colour("paper"), width: 1 } },
+  };
+}
+
+function layerHover(layer) {
+  const parts = PARTS.filter(([part]) => layer[part] > 0).map(([part, text]) => `${text}: ${bytesText(layer[part])}`);
+  const channels = `${countText(layer.channels)} of ${countText(layer.in_channels)} channels`;
+  const head = `<b>${plotText(clip(layer.name, 50))}</b>`;
+  return [head, channels, ...parts, `value: ${shareText(layer.value_share, 2)}`].join("<br>");
+}
+
+function depthLook(row, count) {
+  const width = byId("depth").clientWidth;
+  const most = row.layers.reduce((found, layer) => Math.max(found, layer.bytes), 1);
+  const valuable = row.layers.reduce((found, layer) => Math.max(found, layer.value_share), 1e-4);
+  const step = Math.max(1, Math.ceil(row.layers.length / (width / 26)));
+  const named = width < NARROW ? [] : row.layers.filter((_, place) => place % step === 0);
+  return chartLayout({
+    barmode: "stack",
+    bargap: 0.15,
+    hovermode: "closest",
+    margin: { l: 62, r: 52, t: 12, b: 40 },
+    xaxis: {
+      range: [-0.7, count - 0.3],
+      tickvals: named.map((layer) => layer.place),
+      ticktext: named.map((layer) => plotText(clip(layer.name, 24))),
+      tickangle: -55,
+      tickfont: { size: 11 },
+      title: named.length ? {} : { text: "input → output" },
+    },
+    yaxis: { range: [0, most * 1.08], ...linearByteTicks(most) },
+    yaxis2: {
+      overlaying: "y",
+      side: "right",
+      range: [0, valuable * 1.08],
+      tickformat: ".1~%",
+      tickmode: "auto",
+      nticks: 6,
+      showgrid: false,
+      zeroline: false,
+    },
+  });
+}
+
+// --- tables ---------------------------------------------------------------------------------------------------------
+
+/** A column of numbers; empty where a row has none. */
+function number(name, key, text) {
+  const shown = (row) => (row[key] === undefined ? "" : text(row[key]));
+  return { name, number: true, value: (row) => row[key] ?? null, text: shown };
+}
+
+const axisColumns = () => data.axes.map((axis) => ({
+  name: axis.name, className: "name", value: (row) => curves[row.curve].values[axis.key],
+}));
+
+function choosing(text, row) {
+  const button = element("button", { type: "button", textContent: text });
+  button.addEventListener("click", () => {
+    choose(row);
+    byId("answer").scrollIntoView({ block: "start" });
+  });
+  return button;
+}
+
+const budgetColumn = {
+  name: "budget", number: true, value: (row) => row.budget, cell: (row) => choosing(sizeText(row.budget), row),
+};
+
+const channelsText = (layer) => `${countText(layer.channels)} / ${countText(layer.in_channels)}`;
+const layerTable = new SortedTable(byId("layers"), [
+  { name: "#", number: true, value: (layer) => layer.place + 1 },
+  { name: "layer", className: "name", value: (layer) => layer.name },
+  { name: "kind", value: (layer) => layer.kind },
+  { name: "channels", number: true, value: (layer) => layer.channels, text: channelsText },
+  number("stored inputs", "stored_bytes", bytesText),
+  number("gradients", "gradient_bytes", bytesText),
+  number("state", "optimizer_bytes", bytesText),
+  number("bytes", "bytes", bytesText),
+  number("value", "value_share", (share) => shareText(share, 2)),
+]);
+
+function makeTables() {
+  new SortedTable(byId("rows"), rowColumns(), { rowMade: keepLine }).show(rows);
+  const nothing = rows.filter((row) => !row.bought);
+  byId("nothing-section").hidden = nothing.length === 0;
+  new SortedTable(byId("nothing"), nothingColumns(), { part: 50, rowMade: keepLine }).show(nothing);
+  byId("curves-section").hidden = curves.length < 2;
+  new SortedTable(byId("curves"), curveColumns()).show(curves);
+}
+
+function rowColumns() {
+  return [
+    ...axisColumns(),
+    budgetColumn,
+    number("used", "used_bytes", bytesText),
+    number("RGN reached", "rgn_reached", shareText),
+    number("captured", "captured_share", shareText),
+    number("value", "value", shareText),
+    number("layers", "trained", countText),
+    number("channels", "num_channels", countText),
+    number("next kB adds", "next_kilobyte", (share) => shareText(share, 2)),
+    { name: "status", value: (row) => row.status },
+  ];
+}
+
+function nothingColumns() {
+  return [
+    ...axisColumns(),
+    budgetColumn,
+    number("needs at least", "needed", (bytes) => (bytes === null ? "unknown" : bytesText(bytes))),
+    { name: "least change", className: "long", value: remedyText },
+    { name: "why", className: "long", value: (row) => row.why },
+  ];
+}
+
+function curveColumns() {
+  const at = (row, text) => (row ? text(row) : "–");
+  const first = (found) => trains(found.rows)[0];
+  const last = (found) => trains(found.rows).at(-1);
+  const knee = (found) => kneeOf(found, data.measures[0]);
+  const chooser = (found) => choosing(found.label, nearest(found.rows, state.row.budget));
+  const column = (name, pick, value, text) => ({
+    name, number: true, value: (found) => (pick(found) ? value(pick(found)) : null),
+    text: (found) => at(pick(found), (row) => text(value(row))),
+  });
+  return [
+    { name: "setting", className: "name", value: (found) => found.label, cell: chooser },
+    column("trains from", first, (row) => row.budget, sizeText),
+    column("knee", knee, (row) => row.budget, sizeText),
+    column("RGN at the knee", knee, (row) => row.rgn_reached, shareText),
+    column("largest budget", last, (row) => row.budget, sizeText),
+    column("RGN there", last, (row) => row.rgn_reached, shareText),
+  ];
+}
+
+let madeLines = [];
+
+function keepLine(line, row) {
+  madeLines.push([line, row]);
+  line.setAttribute("aria-selected", String(row === state.row));
+}
+
+function markChosenLines() {
+  madeLines = madeLines.filter(([line]) => line.isConnected);
+  madeLines.forEach(([line, row]) => line.setAttribute("aria-selected", String(row === state.row)));
+}
+
+// --- start ----------------------------------------------------------------------------------------------------------
+
+function redraw() {
+  drawChart();
+  if (state.row.bought) showLayers(state.row);
+}
+
+function listen() {
+  byId("budget").addEventListener("input", (event) => choose(curve().rows[Number(event.target.value)]));
+  byId("measure").addEventListener("change", (event) => {
+    state.measure = data.measures[Number(event.target.value)];
+    showAnswer(state.row);
+    drawChart();
+  });
+  byId("colour").addEventListener("change", (event) => {
+    state.axis = data.axes[Number(event.target.value)];
+    drawChart();
+  });
+  byId("chart").on("plotly_click", ({ points }) => choose(rows[points[0].customdata]));
+  watchCopy(byId("copy"), byId("command"));
+}
+
+function begin() {
+  byId("title").textContent = data.title;
+  byId("facts").textContent = data.facts;
+  byId("failures-section").hidden = data.failures.length === 0;
+  showItems(byId("failures"), data.failures);
+  watchTheme(rows.length ? redraw : () => {});
+  if (rows.length) beginRows();
+  else document.querySelectorAll("main > :not(#failures-section)").forEach((part) => (part.hidden = true));
+}
+
+function beginRows() {
+  fillSelect(byId("measure"), data.measures.map((measure) => measure.name));
+  fillSelect(byId("colour"), data.axes.map((axis) => axis.name));
+  byId("colour-control").hidden = data.axes.length < 2;
+  makeAxisControls();
+  const chosen = curves.map(firstRow);
+  choose(chosen.find((row) => row.bought) ?? chosen[0]);
+  makeTables();
+  listen();
+}
+
+begin();
