@@ -125,6 +125,7 @@ def step_options(command: Command) -> Command:
 @click.option("-o", "--output", type=output_path(), help="Write the plan (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON instead of tables.")
 @click.option("--plot", type=output_path(), help="Draw bytes by layer with RGN beside (.png, .svg).")
+@click.option("--html", type=output_path(), help="Show the plan as one page that opens offline (.html).")
 @click.option("--graph", type=output_path(), help="Save the traced graph (.json, .graphml).")
 @click.option("--draw", type=output_path(), help="Draw the network, coloured by what it keeps (.svg, .png).")
 def plan_command(**options: Any) -> None:
@@ -171,6 +172,7 @@ def _plan(
     output: Path | None,
     as_json: bool,
     plot: Path | None,
+    html: Path | None,
     graph: Path | None,
     draw: Path | None,
     **options: Any,
@@ -178,8 +180,8 @@ def _plan(
     parse_bytes(budget)
     if min_value is not None and batch_size:
         raise click.UsageError("--min-value is for --batch-size max. Leave it out, or give both.")
-    check_outputs(output, plot, graph, draw)
-    _check_figures(plot, graph, draw)
+    check_outputs(output, plot, html, graph, draw)
+    _check_figures(plot, html, graph, draw)
     from trady.planner.batch_search import plan_largest_batch
     from trady.planner.planning import make_plan
     from trady.planner.priorities import Priorities
@@ -211,13 +213,14 @@ def _plan(
         else:
             plan = plan_largest_batch(loaded.model, prepared.inputs, min_value=min_value or 0.0, **choice)
         _write_figures(plan, traced, plot, graph, draw)
+        _write_page(plan, html)
     if output is not None:
         plan.save(output)
     if as_json:
         click.echo(json.dumps(summary_json(plan), indent=1))
     else:
         Console().print(plan_report(plan))
-    tell_written(output, plot, graph, draw)
+    tell_written(output, plot, html, graph, draw)
 
 
 def _profile(
@@ -355,13 +358,23 @@ def _write_figures(plan: Any, traced: Any, plot: Path | None, graph: Path | None
         draw_graph(traced, draw)
 
 
-def _check_figures(plot: Path | None, graph: Path | None, draw: Path | None) -> None:
+def _write_page(plan: Any, html: Path | None) -> None:
+    if html is not None:
+        from trady.planner.plan_pages import write_plan_page
+
+        write_plan_page(plan, html)
+
+
+def _check_figures(plot: Path | None, html: Path | None, graph: Path | None, draw: Path | None) -> None:
     from trady.planner.figures import check_graph_path
+    from trady.planner.pages import check_page_path
     from trady.planner.plotting import check_figure_path
 
     for figure in (plot, draw):
         if figure is not None:
             check_figure_path(figure)
+    if html is not None:
+        check_page_path(html)
     if graph is not None:
         check_graph_path(graph)
 

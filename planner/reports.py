@@ -42,13 +42,13 @@ def plan_report(plan: Plan) -> RenderableType:
         "",
         heading(_layers_heading(figures)),
         _LayerTable(figures.layers),
-        Text(_value_note(plan), style="dim"),
+        Text(value_note(plan), style="dim"),
         "",
         heading(f"Saved, against fine-tuning all channels of the {len(plan.table.layers)} layers"),
         _savings_table(figures),
         "",
         heading("To know"),
-        *(item(text) for text in _remarks(plan)),
+        *(item(text) for text in remarks(plan)),
     )
 
 
@@ -82,7 +82,7 @@ def _headline(plan: Plan, figures: PlanFigures) -> RenderableType:
         (f"{format_bytes(figures.used_bytes)} of {format_bytes(settings.budget_bytes)}", "bold green"),
         f" ({format_share(figures.budget_share)}) in scope {settings.scope.value}, strategy {plan.strategy.name.value}",
     )
-    return Group(title, Text(_what_trains(plan, figures)), Text(_step_line(plan)))
+    return Group(title, Text(_what_trains(plan, figures)), Text(step_line(plan)))
 
 
 def _what_trains(plan: Plan, figures: PlanFigures) -> str:
@@ -90,10 +90,11 @@ def _what_trains(plan: Plan, figures: PlanFigures) -> str:
         f"Trains {len(figures.layers)} of {len(plan.table.layers)} layers, {figures.channels.drawn:,} of "
         f"{figures.channels.full:,} input channels: {format_share(plan.solver.value, 1)} of the value of training all"
     )
-    return f"{text} ({_proof(plan)})."
+    return f"{text} ({proof(plan)})."
 
 
-def _proof(plan: Plan) -> str:
+def proof(plan: Plan) -> str:
+    """How well it is proven that no choice is better."""
     solver = plan.solver
     if solver.status == "drawn":
         return "first epoch" if STRATEGIES[plan.strategy.name].dynamic else "the same draw in every epoch"
@@ -106,7 +107,8 @@ def _rounded_up(gap: float) -> str:
     return f"{math.ceil(gap * 1e4) / 1e2:.2f} %"
 
 
-def _step_line(plan: Plan) -> str:
+def step_line(plan: Plan) -> str:
+    """How the step is run."""
     settings = plan.settings
     head = ", ".join(plan.model.head.layers)
     parts = [
@@ -125,12 +127,8 @@ def _ledger_table(plan: Plan, figures: PlanFigures) -> RenderableType:
     table = headed_table(
         ("line", "<"), ("plan", ">"), *((scope.value, "^") for scope in Scope), ("full fine-tuning", ">")
     )
-    dense = {
-        "gradients": format_bytes(plan.table.dense_gradient_bytes),
-        "saved_activations": format_bytes(plan.table.dense_saved_bytes) + "*",
-        "optimizer_state": format_bytes(plan.table.dense_optimizer_bytes),
-        "scope_training": format_bytes(figures.training_bytes.full),
-    }
+    dense = {name: format_bytes(num_bytes) for name, num_bytes in dense_bytes(plan, figures).items()}
+    dense["saved_activations"] += "*"
     for name in Lines.model_fields:
         ticks = ("x" if name in lines else "" for lines in (UPDATE_LINES, TRAINING_LINES, PEAK_LINES))
         table.add_row(_words(name), _bytes_or_not(getattr(plan.ledger.lines, name)), *ticks, dense.get(name, ""))
@@ -139,10 +137,21 @@ def _ledger_table(plan: Plan, figures: PlanFigures) -> RenderableType:
         total = _bytes_or_not(getattr(plan.ledger.scopes, scope.value))
         style = "bold" if scope is plan.settings.scope else ""
         table.add_row(f"scope {scope.value}", total, "", "", "", dense.get(f"scope_{scope.value}", ""), style=style)
-    return Group(table, Text(_dense_footnote(plan, figures), style="dim"))
+    return Group(table, Text(dense_footnote(plan, figures), style="dim"))
 
 
-def _dense_footnote(plan: Plan, figures: PlanFigures) -> str:
+def dense_bytes(plan: Plan, figures: PlanFigures) -> dict[str, int]:
+    """Line of the ledger -> its bytes in full fine-tuning, of the lines that it has too; and their sum."""
+    return {
+        "gradients": plan.table.dense_gradient_bytes,
+        "saved_activations": plan.table.dense_saved_bytes,
+        "optimizer_state": plan.table.dense_optimizer_bytes,
+        "scope_training": figures.training_bytes.full,
+    }
+
+
+def dense_footnote(plan: Plan, figures: PlanFigures) -> str:
+    """What the starred figure of full fine-tuning holds, and how many times the plan's it all is."""
     training = figures.training_bytes
     note = "* all that autograd keeps for backward, residuals included."
     if training.drawn:
@@ -202,7 +211,8 @@ def _parts(layer: ChosenLayer) -> tuple[int, int, int]:
     return layer.gradient_bytes, layer.stored_bytes + layer.index_bytes, layer.optimizer_bytes
 
 
-def _value_note(plan: Plan) -> str:
+def value_note(plan: Plan) -> str:
+    """What the value of a layer is."""
     rule, horizon = STRATEGIES[plan.strategy.name], plan.solver.horizon
     draws = "one draw" if horizon == 1 else f"{horizon:g} draws"
     note = f"value: gradient norm that {draws} can be expected to reach, as a share of all layers'."
@@ -227,7 +237,8 @@ def _savings_table(figures: PlanFigures) -> RenderableType:
     return table
 
 
-def _remarks(plan: Plan) -> Iterator[str]:
+def remarks(plan: Plan) -> Iterator[str]:
+    """What a reader should be careful about."""
     record = plan.priorities
     yield f"Priorities: {_source(record.source, record.origin, record.num_batches, record.tail_index)}"
     if plan.not_drawn:

@@ -126,15 +126,18 @@ function chartLayout({ xaxis = {}, yaxis = {}, ...rest } = {}) {
   };
 }
 
-/** Ticks of a logarithmic axis of bytes: 1, 2 and 5 of each power of ten, thinned to the width. */
-function byteTicks(least, most, room) {
-  const found = [];
+/** Ticks of a logarithmic axis of bytes: 1, 2 and 5 of each power of ten, or the sizes where those are too few. */
+function byteTicks(sizes, room) {
+  const distinct = [...new Set(sizes)].sort((one, other) => one - other);
+  const [least, most] = [distinct[0], distinct.at(-1)];
+  const round = [];
   for (let power = 10 ** Math.floor(Math.log10(least)); power <= most; power *= 10) {
-    found.push(...[1, 2, 5].map((digit) => digit * power));
+    round.push(...[1, 2, 5].map((digit) => digit * power));
   }
-  const inside = found.filter((bytes) => bytes >= least / 1.1 && bytes <= most * 1.1);
-  const step = Math.max(1, Math.ceil(inside.length / room));
-  return inside.filter((_, place) => place % step === 0);
+  const inside = round.filter((bytes) => bytes >= least / 1.1 && bytes <= most * 1.1);
+  const found = inside.length > 2 ? inside : distinct;
+  const step = Math.max(1, Math.ceil(found.length / room));
+  return found.filter((_, place) => place % step === 0);
 }
 
 /** Ticks of a linear axis of bytes. */
@@ -255,6 +258,12 @@ class SortedTable {
     this.rowMade(line, row);
     return line;
   }
+}
+
+/** A column of numbers; empty where a row has none. */
+function number(name, key, text) {
+  const shown = (row) => (row[key] === undefined ? "" : text(row[key]));
+  return { name, number: true, value: (row) => row[key] ?? null, text: shown };
 }
 
 function cellOf(column, row) {

@@ -1,12 +1,6 @@
 // The study's page: one curve and one budget are chosen; everything else follows.
 "use strict";
 
-const PARTS = [
-  ["stored_bytes", "stored inputs"],
-  ["gradient_bytes", "gradients"],
-  ["optimizer_bytes", "optimizer state"],
-  ["index_bytes", "draw index"],
-];
 const DASHES = [["solid", "solid"], ["dash", "dashed"], ["dot", "dotted"]];
 const USUAL_BUDGET = 256000;
 const MOST_MARKED = 3000;
@@ -14,6 +8,7 @@ const MOST_MARKED = 3000;
 const data = readData();
 const rows = data.rows.map(readRow);
 const curves = data.curves.map(readCurve);
+const layerTable = makeLayerTable(byId("layers"));
 const state = { curve: 0, row: null, measure: data.measures[0], axis: data.axes[0] ?? null };
 
 function readRow(row, place) {
@@ -26,7 +21,7 @@ function readLayer(network, place, values) {
   const [name, kind, in_channels] = data.networks[network][place];
   const layer = { place, name, kind, in_channels };
   values.forEach((value, field) => (layer[data.layer_figures[field]] = value));
-  layer.bytes = sum(PARTS.map(([part]) => layer[part]));
+  layer.bytes = sum(LAYER_PARTS.map(([part]) => layer[part]));
   return layer;
 }
 
@@ -35,9 +30,12 @@ function readCurve(curve, place) {
   return { ...curve, place, rows: found, label: data.axes.map((axis) => axisText(axis, curve)).join(", ") };
 }
 
-function axisText(axis, curve) {
-  const value = curve.values[axis.key];
-  return ["model", "input", "optimizer"].includes(axis.key) ? value : `${axis.name} ${value}`;
+function axisText(axis, found) {
+  return valueText(axis, found.values[axis.key]);
+}
+
+function valueText(axis, value) {
+  return ["model", "optimizer"].includes(axis.key) ? value : `${axis.name} ${value}`;
 }
 
 const curve = () => curves[state.curve];
@@ -45,10 +43,12 @@ const measureOf = (row) => row[state.measure.key];
 const trains = (found) => found.filter((row) => row.bought);
 const kneeOf = (found, measure = state.measure) => rows[found.knees[measure.key]];
 
-/** What is chosen first: about 256 kB, where something trains with it. */
+/** What is chosen first: about 256 kB, or the knee where that is not among the budgets, of what trains something. */
 function firstRow(found) {
   const usual = nearest(found.rows, USUAL_BUDGET);
-  return usual.bought ? usual : (trains(found.rows)[0] ?? usual);
+  const isFar = Math.abs(Math.log(usual.budget / USUAL_BUDGET)) > Math.LN2;
+  if (usual.bought && !isFar) return usual;
+  return kneeOf(found) ?? trains(found.rows)[0] ?? usual;
 }
 
 function nearest(found, budget) {
@@ -202,7 +202,7 @@ function curveTrace(found) {
     mode: rows.length > MOST_MARKED && shown.length > 1 ? "lines" : "lines+markers",
     opacity: isChosen || curves.length < 4 ? 1 : 0.55,
     line: { color: tint, width: isChosen ? 3 : 1.5, dash: dashOf(found)[0] },
-    marker: { color: tint, size: isChosen ? 7 : 5 },
+    marker: { color: tint, size: isChosen || shown.length === 1 ? 8 : 5 },
   };
 }
 
@@ -270,7 +270,7 @@ function ledgerLines(row) {
 function chartLook() {
   const budgets = rows.map((row) => row.budget);
   const [least, most] = [budgets.reduce((a, b) => Math.min(a, b)), budgets.reduce((a, b) => Math.max(a, b))];
-  const ticks = byteTicks(least, most, byId("chart").clientWidth / 70);
+  const ticks = byteTicks(budgets, byId("chart").clientWidth / 70);
   const pad = Math.max(0.05, 0.03 * Math.log10(most / least));
   const range = [Math.log10(least) - pad, Math.log10(most) + pad];
   return chartLayout({
@@ -296,10 +296,10 @@ function chartNames() {
 
 function legendEntries() {
   const entries = state.axis
-    ? valuesOf(state.axis).map((text, place) => ({ text: clip(text, 48), colour: seriesColour(place) }))
+    ? valuesOf(state.axis).map((text, place) => ({ text: clip(valueText(state.axis, text), 48), colour: seriesColour(place) }))
     : [];
   const axis = dashAxis();
-  if (axis) entries.push(...valuesOf(axis).map((text, place) => dashEntry(axis, text, place)));
+  if (axis) entries.push(...valuesOf(axis).map((value, place) => dashEntry(valueText(axis, value), place)));
   if (data.fronts[state.measure.key].length > 1) {
     entries.push({ text: "Pareto front", colour: colour("series-4"), kind: "halo" });
   }
@@ -309,9 +309,8 @@ function legendEntries() {
   return entries;
 }
 
-function dashEntry(axis, text, place) {
-  const words = axis.key === "model" ? clip(text, 48) : `${axis.name} ${text}`;
-  return { text: words, colour: colour("quiet"), dash: DASHES[place % DASHES.length][1] };
+function dashEntry(text, place) {
+  return { text: clip(text, 48), colour: colour("quiet"), dash: DASHES[place % DASHES.length][1] };
 }
 
 function chartNote() {
@@ -351,7 +350,7 @@ function showLayers(row) {
   byId("depth-note").textContent = depthNote(row);
   if (row.layers === null) return;
   layerTable.show(row.layers);
-  drawDepth(row);
+  drawDepth(row.layers, data.networks[curve().network].length);
 }
 
 function depthNote(row) {
@@ -361,90 +360,7 @@ function depthNote(row) {
   return "Input left, output right: the layers that any row of this model trains. Diamonds: share of the value.";
 }
 
-function drawDepth(row) {
-  const names = data.networks[curve().network];
-  const parts = PARTS.filter(([part]) => row.layers.some((layer) => layer[part] > 0));
-  const traces = [...parts.map((part) => partTrace(row, part)), valueTrace(row)];
-  Plotly.react("depth", traces, depthLook(row, names.length), CHART_CONFIG);
-  const entries = parts.map(([, text]) => ({ text, kind: "block", colour: partColour(text) }));
-  showLegend(byId("depth-legend"), [...entries, { text: "value", kind: "mark", mark: "◆", colour: colour("ink") }]);
-  byId("depth").setAttribute("aria-label", "Bytes of each layer; the table below has the same figures.");
-}
-
-const PART_SERIES = { "stored inputs": 4, gradients: 0, "optimizer state": 2, "draw index": 7 };
-const partColour = (text) => colour(`series-${PART_SERIES[text]}`);
-
-function partTrace(row, [part, text]) {
-  return {
-    type: "bar",
-    x: row.layers.map((layer) => layer.place),
-    y: row.layers.map((layer) => layer[part]),
-    hovertext: row.layers.map(layerHover),
-    hovertemplate: "%{hovertext}<extra></extra>",
-    marker: { color: partColour(text) },
-  };
-}
-
-function valueTrace(row) {
-  return {
-    type: "scatter",
-    mode: "markers",
-    yaxis: "y2",
-    x: row.layers.map((layer) => layer.place),
-    y: row.layers.map((layer) => layer.value_share),
-    hovertext: row.layers.map(layerHover),
-    hovertemplate: "%{hovertext}<extra></extra>",
-    marker: { symbol: "diamond", size: 8, color: colour("ink"), line: { color: colour("paper"), width: 1 } },
-  };
-}
-
-function layerHover(layer) {
-  const parts = PARTS.filter(([part]) => layer[part] > 0).map(([part, text]) => `${text}: ${bytesText(layer[part])}`);
-  const channels = `${countText(layer.channels)} of ${countText(layer.in_channels)} channels`;
-  const head = `<b>${plotText(clip(layer.name, 50))}</b>`;
-  return [head, channels, ...parts, `value: ${shareText(layer.value_share, 2)}`].join("<br>");
-}
-
-function depthLook(row, count) {
-  const width = byId("depth").clientWidth;
-  const most = row.layers.reduce((found, layer) => Math.max(found, layer.bytes), 1);
-  const valuable = row.layers.reduce((found, layer) => Math.max(found, layer.value_share), 1e-4);
-  const step = Math.max(1, Math.ceil(row.layers.length / (width / 26)));
-  const named = width < NARROW ? [] : row.layers.filter((_, place) => place % step === 0);
-  return chartLayout({
-    barmode: "stack",
-    bargap: 0.15,
-    hovermode: "closest",
-    margin: { l: 62, r: 52, t: 12, b: 40 },
-    xaxis: {
-      range: [-0.7, count - 0.3],
-      tickvals: named.map((layer) => layer.place),
-      ticktext: named.map((layer) => plotText(clip(layer.name, 24))),
-      tickangle: -55,
-      tickfont: { size: 11 },
-      title: named.length ? {} : { text: "input → output" },
-    },
-    yaxis: { range: [0, most * 1.08], ...linearByteTicks(most) },
-    yaxis2: {
-      overlaying: "y",
-      side: "right",
-      range: [0, valuable * 1.08],
-      tickformat: ".1~%",
-      tickmode: "auto",
-      nticks: 6,
-      showgrid: false,
-      zeroline: false,
-    },
-  });
-}
-
 // --- tables ---------------------------------------------------------------------------------------------------------
-
-/** A column of numbers; empty where a row has none. */
-function number(name, key, text) {
-  const shown = (row) => (row[key] === undefined ? "" : text(row[key]));
-  return { name, number: true, value: (row) => row[key] ?? null, text: shown };
-}
 
 const axisColumns = () => data.axes.map((axis) => ({
   name: axis.name, className: "name", value: (row) => curves[row.curve].values[axis.key],
@@ -462,19 +378,6 @@ function choosing(text, row) {
 const budgetColumn = {
   name: "budget", number: true, value: (row) => row.budget, cell: (row) => choosing(sizeText(row.budget), row),
 };
-
-const channelsText = (layer) => `${countText(layer.channels)} / ${countText(layer.in_channels)}`;
-const layerTable = new SortedTable(byId("layers"), [
-  { name: "#", number: true, value: (layer) => layer.place + 1 },
-  { name: "layer", className: "name", value: (layer) => layer.name },
-  { name: "kind", value: (layer) => layer.kind },
-  { name: "channels", number: true, value: (layer) => layer.channels, text: channelsText },
-  number("stored inputs", "stored_bytes", bytesText),
-  number("gradients", "gradient_bytes", bytesText),
-  number("state", "optimizer_bytes", bytesText),
-  number("bytes", "bytes", bytesText),
-  number("value", "value_share", (share) => shareText(share, 2)),
-]);
 
 function makeTables() {
   new SortedTable(byId("rows"), rowColumns(), { rowMade: keepLine }).show(rows);

@@ -70,7 +70,8 @@ def study_page(study: Study) -> str:
     Raises:
         TradyError: plotly is not installed.
     """
-    return page(_title(study), asset("study.html"), _Data(study).as_json(), [asset("study.js")])
+    scripts = [asset("layers.js"), asset("study.js")]
+    return page(_title(study), asset("study.html"), _Data(study).as_json(), scripts)
 
 
 def write_study_page(study: Study, path: str | Path) -> None:
