@@ -44,6 +44,7 @@ _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
 )
 @click.option("--plot", type=output_path(), help="Draw the replay, epoch by epoch (.png, .svg).")
 @click.option("--timeline", type=output_path(), help="Draw the bytes over one training step (.png, .svg).")
+@click.option("--html", type=output_path(), help="Show the replay as one page that opens offline (.html).")
 @click.option(
     "--figures", type=click.Path(file_okay=False, path_type=Path), help="Folder for the paper's observations."
 )
@@ -57,6 +58,7 @@ def simulate_command(
     traces: tuple[Path, ...],
     plot: Path | None,
     timeline: Path | None,
+    html: Path | None,
     figures: Path | None,
     as_json: bool,
     **options: Any,
@@ -69,6 +71,7 @@ def simulate_command(
     """
     with errors_told():
         _check_figures(plot, timeline, figures)
+        _check_page(html)
         from trady.planner.plan import Plan
 
         loaded = Plan.load(plan)
@@ -77,7 +80,7 @@ def simulate_command(
         followed = recordings[0] if recordings else gradients
         reports = _replays(loaded, policies, read_scheme(scheme), gradients=followed, **options)
         views = _Views(loaded, recordings, options["seed"])
-        written = _draw(reports, views, plot, timeline, figures)
+        written = _draw(reports, views, plot, timeline, figures) + _write_page(reports, views, html)
         if as_json:
             click.echo(json.dumps(views.as_json(reports), indent=1))
         else:
@@ -95,6 +98,13 @@ def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | Non
     for path in (plot, timeline, folder):
         if path is not None:
             check_figure_path(path)
+
+
+def _check_page(html: Path | None) -> None:
+    from trady.planner.pages import check_page_path
+
+    if html is not None:
+        check_page_path(html)
 
 
 def _policies(policy: str | None, scheme: str | None, plan: "Plan") -> list[Strategy]:
@@ -151,12 +161,17 @@ class _Views:
 
         return observe(self._plan, self._recordings)
 
+    @property
+    def known_timeline(self) -> "Timeline | None":
+        """The timeline; ``None`` where lifetimes are not known."""
+        return None if self._plan.table.gradient_storages is None else self.timeline
+
     def as_json(self, reports: Sequence["SimulationReport"]) -> dict[str, Any]:
         """All of it beside the replays; no timeline where lifetimes are not known."""
-        has_peak = self._plan.table.gradient_storages is not None
+        known = self.known_timeline
         return {
             "replays": [report.as_json() for report in reports],
-            "timeline": self.timeline.as_json() if has_peak else None,
+            "timeline": None if known is None else known.as_json(),
             "observations": self.observations.as_json(),
         }
 
@@ -184,6 +199,15 @@ def _draw(
 
         written += draw_observations(views.observations, figures)
     return written
+
+
+def _write_page(reports: Sequence["SimulationReport"], views: _Views, html: Path | None) -> list[Path]:
+    if html is None:
+        return []
+    from trady.simulator.pages import write_replay_page
+
+    write_replay_page(reports, views.known_timeline, html)
+    return [html]
 
 
 @contextmanager

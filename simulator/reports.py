@@ -36,7 +36,7 @@ def simulation_report(reports: Sequence[SimulationReport]) -> RenderableType:
     parts += [_reach_table(reports), Text(_reach_note(first), style="dim")]
     parts += ["", heading("Counted beside closed forms, after the last epoch"), *map(_theory_table, reports)]
     parts += ["", heading("Cost of an epoch's step"), *_cost_tables(reports)]
-    parts += ["", heading("To know"), *(item(note) for note in _notes(reports))]
+    parts += ["", heading("To know"), *(item(note) for note in notes(reports))]
     return Group(*parts)
 
 
@@ -56,7 +56,7 @@ def _reach_table(reports: Sequence[SimulationReport]) -> RenderableType:
     }
     table = headed_table(("policy", "<"), ("layers", ">"), *((name, ">") for name in columns.values()))
     for report in reports:
-        values = (measure_text(name, _shown(report, name)) for name in columns)
+        values = (measure_text(name, shown_value(report, name)) for name in columns)
         table.add_row(report.policy, str(report.num_eligible), *values)
     return table
 
@@ -102,7 +102,7 @@ def _cost_tables(reports: Sequence[SimulationReport]) -> list[RenderableType]:
         mean = _bytes_text(report.measures["used_bytes"].over_epochs)
         lines = (_bytes_text(report.lines[line].over_epochs) for line in _shown_lines(report))
         used.add_row(report.policy, mean, _bytes_text(report.highest_used_bytes), *lines)
-        saved.add_row(report.policy, *(measure_text(name, _shown(report, name)) for name in _COSTS))
+        saved.add_row(report.policy, *(measure_text(name, shown_value(report, name)) for name in _COSTS))
     note = "Saved: of the inputs stored and of the weight gradients, against drawing every channel."
     return [used, "", saved, Text(note, style="dim")]
 
@@ -116,7 +116,8 @@ def _shown_lines(report: SimulationReport) -> list[str]:
     return [line for line in UPDATE_LINES if line in report.lines]
 
 
-def _shown(report: SimulationReport, name: str) -> float | None:
+def shown_value(report: SimulationReport, name: str) -> float | None:
+    """A measure as tables show it: its value at the end, or its mean over the epochs."""
     series = report.measures[name]
     return series.last if name in _AT_THE_END else series.over_epochs
 
@@ -138,8 +139,9 @@ def _bytes_text(value: float | None) -> str:
     return "-" if value is None else format_bytes(round(value))
 
 
-def _notes(reports: Sequence[SimulationReport]) -> list[str]:
-    notes = dict.fromkeys(note for report in reports for note in report.notes)
+def notes(reports: Sequence[SimulationReport]) -> list[str]:
+    """What the reader should know, and whether the budget holds in every trial."""
+    found = dict.fromkeys(note for report in reports for note in report.notes)
     over = [report for report in reports if report.highest_used_bytes > report.budget_bytes]
     held = "No epoch of any trial passes the budget."
-    return [*notes, *(f"{report.policy} passes the budget." for report in over), *([] if over else [held])]
+    return [*found, *(f"{report.policy} passes the budget." for report in over), *([] if over else [held])]

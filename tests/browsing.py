@@ -7,11 +7,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import torch
+from torch import nn
 
 #: A name that would run if any page took it as markup.
 HOSTILE: Final = "</script><img src=x onerror=alert(1)><b>&\u2028"
 SETTLED_MS: Final = 150
 _PATIENCE_MS: Final = 5000
+
+
+class HostileNet(nn.Module):
+    """Its layer is named to break out of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module(HOSTILE, nn.Conv2d(3, 8, 3))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(getattr(self, HOSTILE)(pictures).mean(dim=(2, 3)))
+        return logits
 
 
 @contextmanager

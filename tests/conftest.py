@@ -105,6 +105,13 @@ def judges() -> ModuleType:
     return _neighbour("judges")
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium; tests that ask for it are skipped where there is none."""
+    with _neighbour("browsing").browser() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def zoo_member() -> Callable[[str], Example]:
     """A member of the benchmark's zoo by name: a module with random weights, inputs of two samples."""

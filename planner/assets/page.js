@@ -13,7 +13,7 @@ const CHART_CONFIG = {
 const readData = () => JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-const words = (name) => name.replaceAll("_", " ");
+const words = (name) => name.replaceAll("_", " ").replace(/\brgn\b/, "RGN").replace(/\bmacs\b/, "MACs");
 const clip = (text, most) => (text.length <= most ? text : "…" + text.slice(1 - most));
 
 /** An element with properties and children; strings become text. */

@@ -295,9 +295,9 @@ function chartNames() {
 }
 
 function legendEntries() {
-  const entries = state.axis
-    ? valuesOf(state.axis).map((text, place) => ({ text: clip(valueText(state.axis, text), 48), colour: seriesColour(place) }))
-    : [];
+  const values = state.axis ? valuesOf(state.axis) : [];
+  const texts = values.map((value) => clip(valueText(state.axis, value), 48));
+  const entries = texts.map((text, place) => ({ text, colour: seriesColour(place) }));
   const axis = dashAxis();
   if (axis) entries.push(...valuesOf(axis).map((value, place) => dashEntry(valueText(axis, value), place)));
   if (data.fronts[state.measure.key].length > 1) {

@@ -1,6 +1,5 @@
 """A study's page in a real browser: it draws, answers mouse and keyboard, and asks nothing of the network."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from browsing import HOSTILE, SETTLED_MS, browser, is_within, opened
+from browsing import HOSTILE, SETTLED_MS, HostileNet, is_within, opened
 from trady.planner.studies.pages import write_study_page
 from trady.planner.studies.runs import Study, study
 
@@ -24,23 +23,6 @@ def tiny() -> nn.Module:
     )  # fmt: skip
 
 
-class Hostile(nn.Module):
-    """Its layers are named to break out of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_module(NAME, nn.Conv2d(3, 8, 3))
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(getattr(self, NAME)(pictures).mean(dim=(2, 3)))
-        return logits
-
-
-#: As hostile as the name of a module may be: it holds no point.
-NAME = HOSTILE.replace(".", "")
-
-
 @pytest.fixture(scope="module")
 def found() -> Study:
     inputs = torch.zeros(2, 3, 12, 12)
@@ -54,12 +36,6 @@ def path(found: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("study") / "study.html"
     write_study_page(found, place)
     return place
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as running:
-        yield running
 
 
 def said(page: Any) -> str:
@@ -156,11 +132,11 @@ def test_a_page_fits_its_window(chromium: Any, path: Path, width: int) -> None:
 
 
 def test_hostile_names_stay_text(chromium: Any, tmp_path: Path) -> None:
-    with_names = study({HOSTILE: (Hostile(), torch.zeros(2, 3, 12, 12))}, budgets=(600, 3000), workers=1)
+    with_names = study({HOSTILE: (HostileNet(), torch.zeros(2, 3, 12, 12))}, budgets=(600, 3000), workers=1)
     write_study_page(with_names, tmp_path / "study.html")
     with opened(chromium, tmp_path / "study.html", width=400) as page:
         assert HOSTILE[:-1] in page.locator("#title").inner_text()
-        assert NAME[:-1] in page.locator("#layers").inner_text()
+        assert HOSTILE[:-1] in page.locator("#layers").inner_text()
         page.locator("#chart").scroll_into_view_if_needed()
         page.locator("#chart .scatterlayer .points path").nth(2).hover(force=True)
         page.locator("#depth .bars path").first.hover(force=True)
