@@ -113,7 +113,7 @@ function chartLayout({ xaxis = {}, yaxis = {}, ...rest } = {}) {
     hoverlabel: {
       bgcolor: colour("panel"),
       bordercolor: colour("quiet"),
-      font: { color: colour("ink"), size: 12.5 },
+      font: { family: "system-ui, sans-serif", color: colour("ink"), size: 12.5 },
       align: "left",
       namelength: 0,
     },

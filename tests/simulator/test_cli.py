@@ -64,6 +64,14 @@ def test_figures_are_written_and_named(plan_file: Path, tmp_path: Path) -> None:
     assert f"Wrote {tmp_path / 'replay.svg'}" in result.stderr
 
 
+def test_a_page_is_written_and_named(plan_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    result = run(plan_file, "--epochs", 3, "--trials", 5, "--html", tmp_path / "replay.html")
+    assert result.exit_code == 0, result.output
+    assert '"rgn_reached"' in (tmp_path / "replay.html").read_text(encoding="utf-8")
+    assert f"Wrote {tmp_path / 'replay.html'}" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -77,6 +85,7 @@ def test_figures_are_written_and_named(plan_file: Path, tmp_path: Path) -> None:
         (["--gradients", "heavy-tailed", "--trace", "x.safetensors"], 1, "either recorded (--trace) or heavy-tailed"),
         (["--trace", "missing.safetensors"], 1, "missing.safetensors"),
         (["--plot", "replay.bmp"], 1, "suffix '.bmp' is not known. Use .png or .svg"),
+        (["--html", "replay.htm"], 1, "Page replay.htm: suffix '.htm' is not known. Use .html"),
         (["--timeline", "t.svg"], 1, "its table does not say when a step releases memory"),
         (["--plot", "no/such/folder.png"], 1, "the folder no/such does not exist"),
         (["--figures", "no/such/folder"], 1, "the folder no/such does not exist"),
