@@ -27,11 +27,7 @@ function readLayer(network, place, values) {
 
 function readCurve(curve, place) {
   const found = rows.filter((row) => row.curve === place).sort((one, other) => one.budget - other.budget);
-  return { ...curve, place, rows: found, label: data.axes.map((axis) => axisText(axis, curve)).join(", ") };
-}
-
-function axisText(axis, found) {
-  return valueText(axis, found.values[axis.key]);
+  return { ...curve, place, rows: found };
 }
 
 function valueText(axis, value) {
@@ -219,8 +215,7 @@ function pointsOf(shown) {
 }
 
 function frontTrace() {
-  const front = data.fronts[state.measure.key].map((place) => rows[place]);
-  const shown = front.filter((row, place) => row.budget !== front[place + 1]?.budget);
+  const shown = data.fronts[state.measure.key].map((place) => rows[place]);
   const line = { color: colour("series-4"), width: 11 };
   return { ...pointsOf(shown), mode: "lines", opacity: 0.3, line, hoverinfo: "skip", hovertemplate: null };
 }

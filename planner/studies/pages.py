@@ -12,9 +12,10 @@ from trady.planner.files import write_atomically
 from trady.planner.ledger import PEAK_LINES, SCOPE_LINES
 from trady.planner.options import Scope
 from trady.planner.pages import asset, page
-from trady.planner.studies.answers import Measure, varying
-from trady.planner.studies.rows import Bought, Curve, RowLayer, Setting, StudyRow
+from trady.planner.studies.answers import Measure, setting_name, varying
+from trady.planner.studies.rows import Bought, Curve, Setting, StudyRow
 from trady.planner.studies.runs import Study
+from trady.planner.summary import ChosenLayer
 from trady.planner.units import format_bytes
 
 #: Rows whose layers a page carries; of more rows, only some keep theirs.
@@ -125,13 +126,14 @@ class _Data:
         }
 
     @property
-    def _networks(self) -> Iterable[Sequence[RowLayer]]:
+    def _networks(self) -> Iterable[Sequence[ChosenLayer]]:
         return self._layers.values()
 
     def _curve(self, curve: Curve, setting: Setting) -> dict[str, Any]:
         """What the rows of a curve share, and for each measure the row at its knee."""
         knees = {key.value: self._study.answers.knee(curve, key) for key in Measure}
         return {
+            "label": setting_name(setting, self._axes) if self._axes else "",
             "values": {name: _axis_text(setting, name) for name in self._axes},
             "network": list(self._layers).index(_network(setting)),
             "ending": self._ending(setting),
@@ -182,10 +184,10 @@ def _what_is_missing(row: StudyRow) -> dict[str, Any]:
     }
 
 
-def _layers_of_networks(rows: Sequence[StudyRow]) -> dict[Network, list[RowLayer]]:
+def _layers_of_networks(rows: Sequence[StudyRow]) -> dict[Network, list[ChosenLayer]]:
     """Every layer that some row trains, in the model's order, by model and input."""
     orders: dict[Network, TopologicalSorter[str]] = {}
-    known: dict[Network, dict[str, RowLayer]] = {}
+    known: dict[Network, dict[str, ChosenLayer]] = {}
     for row in rows:
         network = _network(row.setting)
         order, layers = orders.setdefault(network, TopologicalSorter()), known.setdefault(network, {})

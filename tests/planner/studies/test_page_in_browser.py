@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from browsing import HOSTILE, SETTLED_MS, HostileNet, is_within, opened
+from trady.planner.studies import pages
 from trady.planner.studies.pages import write_study_page
 from trady.planner.studies.runs import Study, study
 
@@ -87,7 +88,7 @@ def test_a_budget_that_trains_nothing_says_why_and_what_to_do(chromium: Any, pat
         page.locator("#axis-batch_size").select_option(label="16")
         page.locator("#budget").focus()
         page.keyboard.press("Home")
-        assert said(page).startswith("100 B trains nothing with batch size 16")
+        assert said(page).startswith("100 B trains nothing with batch 16")
         detail = page.locator("#detail").inner_text()
         assert "trains no layer" in detail and "Raise --budget" in detail
         assert page.locator("#command-row").is_hidden() and page.locator("#bought").is_hidden()
@@ -141,6 +142,16 @@ def test_hostile_names_stay_text(chromium: Any, tmp_path: Path) -> None:
         page.locator("#chart .scatterlayer .points path").nth(2).hover(force=True)
         page.locator("#depth .bars path").first.hover(force=True)
         assert is_within(page)
+
+
+def test_a_row_without_its_layers_says_where_they_are(
+    chromium: Any, found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_DETAILED_ROWS", 1)
+    write_study_page(found, tmp_path / "study.html")
+    with opened(chromium, tmp_path / "study.html") as page:
+        assert "rows.jsonl" in page.locator("#depth-note").inner_text()
+        assert page.locator("#layers-section").is_hidden()
 
 
 def test_a_study_of_failures_alone_says_so(chromium: Any, tmp_path: Path) -> None:
