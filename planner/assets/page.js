@@ -69,16 +69,23 @@ function amountText(count) {
   return `${value.toFixed(1)} ${unit}`;
 }
 
-/** The colour that a CSS variable has now, in light or in dark. */
-function colour(name) {
+/** A colour of the style sheet's as it is now, in light or in dark. */
+function resolved(text) {
   const probe = document.body.appendChild(element("i"));
-  probe.style.color = `var(--${name})`;
+  probe.style.color = text;
   const found = getComputedStyle(probe).color;
   probe.remove();
   return found;
 }
 
-const seriesColour = (place) => colour(`series-${place % SERIES}`);
+const colour = (name) => resolved(`var(--${name})`);
+
+/** The colour of one of so many series: told apart by anyone where they are few, else from blue to red. */
+function seriesColour(place, count = 1) {
+  if (count <= SERIES) return colour(`series-${place % SERIES}`);
+  const hue = Math.round(225 - (210 * place) / (count - 1));
+  return resolved(`light-dark(hsl(${hue} 75% 40%), hsl(${hue} 75% 65%))`);
+}
 
 /** A button that turns light to dark; `redraw` is called after it, and when the system turns. */
 function watchTheme(redraw) {

@@ -167,7 +167,12 @@ function tilesOf(row) {
 
 // --- the chart ------------------------------------------------------------------------------------------------------
 
-const colourPlace = (found) => (state.axis ? valuesOf(state.axis).indexOf(found.values[state.axis.key]) : 0);
+function colourOf(found) {
+  if (!state.axis) return seriesColour(0);
+  const values = valuesOf(state.axis);
+  return seriesColour(values.indexOf(found.values[state.axis.key]), values.length);
+}
+
 const dashAxis = () => data.axes.find((axis) => axis !== state.axis) ?? null;
 
 function dashOf(found) {
@@ -176,7 +181,8 @@ function dashOf(found) {
 }
 
 function drawChart() {
-  const traces = [frontTrace(), ...curves.map(curveTrace), nothingTrace(), kneeTrace(), chosenTrace()];
+  const ordered = [...curves.filter((found) => found !== curve()), curve()];
+  const traces = [frontTrace(), ...ordered.map(curveTrace), nothingTrace(), kneeTrace(), chosenTrace()];
   Plotly.react("chart", traces, chartLook(), CHART_CONFIG);
   showLegend(byId("legend"), legendEntries());
   byId("chart-note").textContent = chartNote();
@@ -192,7 +198,7 @@ function moveMark() {
 function curveTrace(found) {
   const shown = trains(found.rows);
   const isChosen = found.place === state.curve;
-  const tint = seriesColour(colourPlace(found));
+  const tint = colourOf(found);
   return {
     ...pointsOf(shown),
     mode: rows.length > MOST_MARKED && shown.length > 1 ? "lines" : "lines+markers",
@@ -227,7 +233,7 @@ function nothingTrace() {
 
 function kneeTrace() {
   const shown = curves.map((found) => kneeOf(found)).filter((row) => row !== undefined);
-  const tints = shown.map((row) => seriesColour(colourPlace(curves[row.curve])));
+  const tints = shown.map((row) => colourOf(curves[row.curve]));
   const marker = { symbol: "diamond", size: 13, color: tints, line: { color: colour("paper"), width: 2 } };
   return { ...pointsOf(shown), mode: "markers", marker };
 }
@@ -292,7 +298,7 @@ function chartNames() {
 function legendEntries() {
   const values = state.axis ? valuesOf(state.axis) : [];
   const texts = values.map((value) => clip(valueText(state.axis, value), 48));
-  const entries = texts.map((text, place) => ({ text, colour: seriesColour(place) }));
+  const entries = texts.map((text, place) => ({ text, colour: seriesColour(place, texts.length) }));
   const axis = dashAxis();
   if (axis) entries.push(...valuesOf(axis).map((value, place) => dashEntry(valueText(axis, value), place)));
   if (data.fronts[state.measure.key].length > 1) {
@@ -352,7 +358,9 @@ function depthNote(row) {
   if (row.layers === null) {
     return `This page keeps the layers of one row in ${data.detail_step}; those of all are in the study's rows.jsonl.`;
   }
-  return "Input left, output right: the layers that any row of this model trains. Diamonds: share of the value.";
+  const { scope } = curve();
+  const rest = scope === "update" ? "" : ` What else scope ${scope} holds is in the ledger.`;
+  return `Input left, output right: layers that any row of this model trains. Diamonds: share of the value.${rest}`;
 }
 
 // --- tables ---------------------------------------------------------------------------------------------------------
