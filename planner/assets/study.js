@@ -366,7 +366,9 @@ function depthNote(row) {
 // --- tables ---------------------------------------------------------------------------------------------------------
 
 const axisColumns = () => data.axes.map((axis) => ({
-  name: axis.name, className: "name", value: (row) => curves[row.curve].values[axis.key],
+  name: axis.name,
+  className: axis.key === "model" ? "name" : "",
+  value: (row) => curves[row.curve].values[axis.key],
 }));
 
 function choosing(text, row) {
