@@ -71,7 +71,7 @@ def study_page(study: Study) -> str:
     Raises:
         TradyError: plotly is not installed.
     """
-    scripts = [asset("layers.js"), asset("study.js")]
+    scripts = [asset(name) for name in ("layers.js", "study_chart.js", "study.js")]
     return page(_title(study), asset("study.html"), _Data(study).as_json(), scripts)
 
 
