@@ -21,6 +21,8 @@ from trady.planner.summary import covered_shares, step_figures
 #: A budget that reaches a target is searched for until it is known so closely.
 _CLOSE: Final = 1.01
 _KILOBYTE: Final = 1000
+#: Rows that are planned together: reading a table costs as much as two of them.
+_MOST_ROWS: Final = 28
 
 
 @dataclass(frozen=True)
@@ -198,22 +200,20 @@ class _Planner:
         return float((value[dear] / cost[dear]).max(initial=0.0) * _KILOBYTE)
 
 
-def pieces_of(
-    column: Column, budgets: Sequence[int], *, target: float | None = None, rows: int = 12
-) -> Iterator[Piece]:
-    """A column's work in pieces small enough to be shared out.
+def pieces_of(column: Column, budgets: Sequence[int], *, target: float | None = None) -> Iterator[Piece]:
+    """A column's work in pieces small enough to be shared out, and large enough to be worth sending.
 
     Args:
         column: The column.
         budgets: Bytes of each row.
         target: Instead of budgets: share of the RGN to reach.
-        rows: Most rows of a piece.
     """
     if target is not None:
         yield Piece(column, (), target)
         return
-    for start in range(0, len(budgets), rows):
-        yield Piece(column, tuple(budgets[start : start + rows]))
+    number = -(-len(budgets) // _MOST_ROWS)
+    for start in range(number):
+        yield Piece(column, tuple(budgets[start::number]))
 
 
 def failed_row(setting: Setting, error: TradyError) -> StudyRow:

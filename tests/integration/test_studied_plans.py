@@ -1,10 +1,14 @@
 """What a study says of a plan is what its replay counts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from cases import Residual
-from trady.planner import make_plan, study
+from trady.planner import calibrate, make_plan, study
+from trady.planner.calibration import synthetic_batches
 from trady.simulator import simulate
 
 
@@ -24,3 +28,24 @@ def test_shares_are_the_closed_forms_and_the_means_of_the_replay(budget: str, ba
         assert mean is not None
         assert error is not None
         assert abs(mean - found) <= 4 * error + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@pytest.mark.parametrize("name", ["mbv2-w0.35", "mcunet-5fps", "proxyless-w0.3", "efficientnet-lite0"])
+def test_a_study_of_a_real_network_is_its_plans(paper_network: Callable[[str], Any], name: str) -> None:
+    """The paper's networks: more bytes buy more, and a row of each kind is what ``make_plan`` makes."""
+    net, pictures = paper_network(name)
+    known = calibrate(net, synthetic_batches(net, pictures, 2), source="synthetic", origin="noise")
+    found = study(
+        (net, pictures), budgets="32KB,256KB,2MB", batch_sizes=(1, 8), optimizers=("adamw",), priorities=known
+    )
+    assert len(found.rows) == 6
+    for rows in found.answers.curves.values():
+        values = [row.bought.value for row in rows if row.bought]
+        assert values == sorted(values)
+    row = found.rows[4]
+    assert row.bought is not None
+    plan = make_plan(net, pictures, budget="256KB", batch_size=8, optimizer="adamw", priorities=known)
+    assert plan.chosen == {layer.name: layer.channels for layer in row.bought.layers}
+    assert plan.ledger.lines.model_dump() == row.bought.lines

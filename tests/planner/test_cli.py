@@ -109,6 +109,31 @@ def test_plan_is_written_and_shown(workplace: Path) -> None:
     assert "Wrote plan.json" in result.stderr
 
 
+def test_a_plan_is_shown_as_a_page(workplace: Path) -> None:
+    pytest.importorskip("plotly")
+    result = plan("--budget", "4KB", "-o", "plan.json", "--html", "plan.html", "nets:small")
+    assert result.exit_code == 0, result.output
+    shown = Path("plan.html").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in shown for name in Plan.load("plan.json").chosen)
+    assert "Wrote plan.html" in result.stderr
+    refused = plan("--budget", "4KB", "--html", "plan.htm", "nets:small")
+    assert refused.exit_code == 1
+    assert "suffix '.htm' is not known. Use .html" in refused.stderr
+
+
+@pytest.mark.parametrize(("arguments", "sizes"), [((), range(2, 10**6)), (("--min-value", "0.5"), range(1, 10**6))])
+def test_the_largest_batch_that_fits(workplace: Path, arguments: tuple[str, ...], sizes: range) -> None:
+    largest = plan("--budget", "60KB", "--scope", "training", "--batch-size", "max", *arguments, "-o", "most.json",
+                   "nets:small")  # fmt: skip
+    assert largest.exit_code == 0, largest.output
+    size = Plan.load("most.json").settings.batch_size
+    assert size in sizes
+    larger = plan(
+        "--budget", "60KB", "--scope", "training", "--batch-size", str(size + 1), "-o", "next.json", "nets:small"
+    )
+    assert larger.exit_code == 1 or (arguments and Plan.load("next.json").solver.value < 0.5)
+
+
 def test_summary_as_json_is_all_of_stdout(workplace: Path) -> None:
     result = plan("--budget", "4KB", "--json", "nets:small")
     summary = json.loads(result.stdout)
@@ -233,6 +258,9 @@ def test_priorities_of_another_model_are_refused(workplace: Path) -> None:
         ("nets:small",),
         ("--budget", "4KB", "--scope", "all", "nets:small"),
         ("--budget", "4KB", "--epochs", "0", "nets:small"),
+        ("--budget", "4KB", "--batch-size", "most", "nets:small"),
+        ("--budget", "4KB", "--batch-size", "0", "nets:small"),
+        ("--budget", "4KB", "--batch-size", "4", "--min-value", "0.5", "nets:small"),
         ("--budget", "4KB", "-o", "photos", "nets:small"),
     ],
 )
