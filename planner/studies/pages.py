@@ -12,7 +12,7 @@ from trady.planner.files import write_atomically
 from trady.planner.ledger import PEAK_LINES, SCOPE_LINES
 from trady.planner.options import Scope
 from trady.planner.pages import asset, page
-from trady.planner.studies.answers import Measure, setting_name, varying
+from trady.planner.studies.answers import Measure, setting_name, short_model, varying
 from trady.planner.studies.rows import Bought, Curve, Setting, StudyRow
 from trady.planner.studies.runs import Study
 from trady.planner.summary import ChosenLayer
@@ -210,7 +210,7 @@ def _axis_text(setting: Setting, name: str) -> str:
 
 
 def _title(study: Study) -> str:
-    models = list(dict.fromkeys(row.setting.model for row in study.rows))
+    models = list(dict.fromkeys(short_model(row.setting.model) for row in study.rows))
     if not models:
         return "Study without rows"
     more = f" and {len(models) - _FIRST_MODELS} more" if len(models) > _FIRST_MODELS else ""
@@ -225,14 +225,15 @@ def _fact_parts(study: Study) -> Iterator[str]:
     """The study's size, what varies, and what all rows have in common."""
     if not study.rows:
         return
-    budgets, first, axes = study.answers.budgets, study.rows[0].setting, varying(study.rows)
+    budgets, first = study.answers.budgets, study.rows[0].setting
     yield f"{len(study.rows):,} rows" if len(study.rows) > 1 else "1 row"
     least, most = format_bytes(budgets[0]), format_bytes(budgets[-1])
     yield f"budgets {least} to {most}" if len(budgets) > 1 else f"budget {least}"
     yield f"scope {first.scope.value}"
     yield f"{first.epochs} epochs" if first.epochs > 1 else "1 epoch"
     for name, word in _AXES.items():
-        if name not in axes and name != "model" and getattr(first, name):
+        shared = len({getattr(row.setting, name) for row in study.rows}) == 1
+        if shared and name != "model" and getattr(first, name):
             yield f"{word} {_axis_text(first, name)}"
     if study.target is not None:
         yield f"smallest budgets that reach {100 * study.target:g} % of the RGN"
