@@ -1,5 +1,6 @@
 """The closed sets of choices a plan is made from; public functions also take their values."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 
@@ -74,3 +75,8 @@ def choose(kind: type[Choice], value: str, subject: str) -> Choice:
     except ValueError:
         known = ", ".join(member.value for member in kind)
         raise StrategyError(f"{subject} {value!r} is unknown. Known: {known}.") from None
+
+
+def read_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns as a tuple; a text is one pattern."""
+    return (given,) if isinstance(given, str) else tuple(given)

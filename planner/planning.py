@@ -27,7 +27,7 @@ from trady.planner.costing import build_cost_table
 from trady.planner.errors import PlanError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
-from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose
+from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose, read_patterns
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.refining import RefinedTable
@@ -163,12 +163,12 @@ def make_plan(
             device=device,
             memory_format=memory_format,
             head=head,
-            train=_patterns(train),
+            train=read_patterns(train),
             batch_sizes=(size,),
         )
     _check_same_model(traced, model)
     traced = traced.at(size)
-    layers = candidate_layers(traced, _patterns(only), _patterns(exclude), max_depth)
+    layers = candidate_layers(traced, read_patterns(only), read_patterns(exclude), max_depth)
     say("Following what the step releases")
     tables = _tables(model, traced, layers, request, train_bias)
     check_some_layer_fits(tables, request)
@@ -222,11 +222,6 @@ def _priority_record(priorities: Priorities) -> PriorityRecord:
         tail_index=priorities.tail_index,
         digest=priorities.digest,
     )
-
-
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Patterns as a tuple; a text is one pattern."""
-    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _check_same_model(traced: Trace, model: nn.Module) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trady.planner.cli import choice_options, loading_options, values
 from trady.planner.commands import CONTEXT, errors_told, tell_written
 from trady.planner.errors import StudyError
-from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, choose
+from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, choose
 
 if TYPE_CHECKING:
     from trady.planner.studies.grids import Axes
@@ -130,16 +131,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 def _common(options: dict[str, Any]) -> "Common":
     from trady.planner.studies.specs import Common
 
-    same = ("epochs", "max_depth", "max_backward_macs", "min_channels", "horizon", "train_bias", "head", "device")
-    return Common(
-        scope=choose(Scope, options["scope"], "Scope"),
-        only=options["only"],
-        exclude=options["exclude"],
-        train=options["train"],
-        amp=None if options["amp"] is None else choose(DType, options["amp"], "Autocast type"),
-        memory_format=choose(MemoryFormat, options["memory_format"], "Layout"),
-        **{name: options[name] for name in same},
-    )
+    return Common.of(**{field.name: options[field.name] for field in fields(Common)})
 
 
 def _specs(models: tuple[str, ...], options: dict[str, Any]) -> list["ModelSpec"]:

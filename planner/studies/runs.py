@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -96,7 +96,7 @@ def study(
     output: str | Path | None = None,
     workers: int | None = None,
     progress: Count | None = None,
-    **loading: Any,
+    **options: Any,
 ) -> Study:
     """Plan every combination of what is asked for; one trace answers all budgets, batch sizes and optimizers.
 
@@ -121,7 +121,8 @@ def study(
         output: Folder to stream rows to; an interrupted study in it goes on.
         workers: Processes; one for each processor by default.
         progress: Called with the number of rows that came.
-        **loading: More options of :func:`trady.planner.loading.load_model`, for models by name.
+        **options: More of :class:`~trady.planner.studies.specs.Common` (``only``, ``train_bias``, ``device``...), which
+            all rows share, and of :func:`trady.planner.loading.load_model`, for models by name.
 
     Raises:
         StudyError: The grid is empty, or the folder holds another study.
@@ -136,8 +137,9 @@ def study(
         optimizers=tuple(choose(OptimizerKind, optimizer, "Optimizer") for optimizer in optimizers),
         budgets=() if budgets is None else parse_budgets(budgets),
     )
-    common = Common(scope=choose(Scope, scope, "Scope"), epochs=epochs)
-    specs = _specs(models, known, loading)
+    shared = {field.name: options.pop(field.name) for field in fields(Common) if field.name in options}
+    common = Common.of(scope=scope, epochs=epochs, **shared)
+    specs = _specs(models, known, options)
     return run_study(
         specs, axes, common, target=target_coverage, output=output, workers=workers, count=progress or _silent
     )

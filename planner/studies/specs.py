@@ -1,11 +1,13 @@
 """What a study is made of: its models, and what all its rows share. No torch."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trady.planner.options import DType, MemoryFormat, Scope, Strategy
+from trady.planner.options import DType, MemoryFormat, Scope, Strategy, choose, read_patterns
 from trady.planner.priorities import Priorities
 from trady.planner.requests import Request
 from trady.planner.studies.rows import Setting, StudyRow
@@ -53,6 +55,21 @@ class Common:
     amp: DType | None = None
     device: str = "cpu"
     memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
+
+    @classmethod
+    def of(cls, **options: Any) -> "Common":
+        """From values as a user types them: enums by value, one pattern or several.
+
+        Raises:
+            StrategyError: A value is none of the known ones.
+        """
+        read: dict[str, Callable[[Any], Any]] = {
+            "scope": partial(choose, Scope, subject="Scope"),
+            "amp": lambda value: None if value is None else choose(DType, value, "Autocast type"),
+            "memory_format": partial(choose, MemoryFormat, subject="Layout"),
+            **dict.fromkeys(("only", "exclude", "train"), read_patterns),
+        }
+        return cls(**{name: read[name](value) if name in read else value for name, value in options.items()})
 
     def request(self, setting: Setting) -> Request:
         """What a row asks of the solver."""

@@ -11,7 +11,7 @@ from torch import nn
 from cases import Residual
 from trady.planner import Priorities, Study, calibrate, make_plan, study
 from trady.planner.calibration import synthetic_batches
-from trady.planner.errors import BudgetError, StudyError
+from trady.planner.errors import BudgetError, StudyError, TradyError
 from trady.planner.options import DType, OptimizerKind, Scope
 from trady.planner.requests import Request, cheapest_layer
 from trady.planner.studies.folders import DEFINITION, ROWS, TABLE
@@ -235,6 +235,17 @@ def test_wrong_options(net: nn.Module, pictures: torch.Tensor, options: dict[str
         return
     with pytest.raises(StudyError, match=message):
         study((net, pictures), workers=1, **options)  # type: ignore[arg-type]
+
+
+def test_what_all_rows_share(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
+    options = {"scope": "training", "only": "conv", "train": "norm.*", "memory_format": "channels_last"}
+    (row,) = studied(net, pictures, priorities, budgets="60KB", batch_sizes=(2,), optimizers=("sgd",), **options).rows
+    plan = make_plan(net, pictures, budget="60KB", epochs=6, priorities=priorities, **options)  # type: ignore[arg-type]
+    assert row.bought is not None
+    assert [layer.name for layer in row.bought.layers] == ["conv"] == list(plan.chosen)
+    assert row.bought.lines == plan.ledger.lines.model_dump()
+    with pytest.raises(TradyError, match="Layout 'diagonal' is unknown"):
+        studied(net, pictures, priorities, memory_format="diagonal")
 
 
 def test_priorities_are_of_one_model(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
