@@ -1,6 +1,7 @@
 """What every figure needs: matplotlib with settings of its own, files of the same bytes each time, bytes on an axis."""
 
 import io
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +53,21 @@ def matplotlib_ready() -> Iterator[None]:
         import matplotlib
     except ImportError as error:
         raise TradyError('Drawing needs matplotlib, which is not installed. Run: pip install "trady[plot]"') from error
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trady", "font.family": "DejaVu Sans"}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "trady", "font.family": "DejaVu Sans"}
+    with matplotlib.rc_context(settings), _without_font_warnings():
         yield
+
+
+@contextmanager
+def _without_font_warnings() -> Iterator[None]:
+    """Axes of powers of ten look for every font of formulas and warn of each that is not installed; we write none."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def save_figure(figure: Any, path: Path, dpi: float = DPI) -> None:
