@@ -6,7 +6,8 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import groupby
 
-from trady.planner.studies.rows import Bought, Curve, Setting, StudyRow
+from trady.planner.studies.names import Names
+from trady.planner.studies.rows import Bought, Curve, StudyRow
 
 
 class Measure(StrEnum):
@@ -34,6 +35,11 @@ class Answers:
 
     def __init__(self, rows: Sequence[StudyRow], target: float | None = None) -> None:
         self.rows, self.target = tuple(rows), target
+
+    @cached_property
+    def names(self) -> Names:
+        """What the settings are called."""
+        return Names(row.setting for row in self.rows)
 
     @cached_property
     def curves(self) -> dict[Curve, list[StudyRow]]:
@@ -93,38 +99,6 @@ class Answers:
     def budgets(self) -> list[int]:
         """Every budget asked for, ascending."""
         return sorted({row.setting.budget_bytes for row in self.rows})
-
-
-def varying(rows: Iterable[StudyRow]) -> list[str]:
-    """Axes that take more than one value in these rows, the budget left out; in a setting's order.
-
-    Models of input sizes of their own are told apart by their names alone.
-    """
-    found = [row.setting for row in rows]
-    names = ("model", "input", "norm", "dtype", "batch_size", "optimizer")
-    axes = [name for name in names if len({getattr(setting, name) for setting in found}) > 1]
-    sizes = {(setting.model, setting.input) for setting in found}
-    if len(sizes) == len({setting.model for setting in found}) and "model" in axes:
-        axes = [name for name in axes if name != "input"]
-    return axes
-
-
-def setting_name(setting: Setting, axes: Sequence[str]) -> str:
-    """A setting by what varies: ``batch 8, adamw``; the model where nothing does."""
-    texts = {
-        "model": short_model(setting.model),
-        "input": setting.input,
-        "norm": f"norms {setting.norm.value}",
-        "dtype": setting.dtype.value if setting.dtype else "own types",
-        "batch_size": f"batch {setting.batch_size}",
-        "optimizer": setting.optimizer.value,
-    }
-    return ", ".join(texts[axis] for axis in axes) or short_model(setting.model)
-
-
-def short_model(source: str) -> str:
-    """A model's name without the library, module or folder it came from."""
-    return source.replace("\\", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1] or source
 
 
 def bought(row: StudyRow) -> Bought:

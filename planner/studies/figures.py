@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from trady.planner.plotting import COLOURS, check_figure_path, label_bytes, matplotlib_ready, save_figure, tidy_axes
 from trady.planner.report_parts import shorten
-from trady.planner.studies.answers import Answers, Measure, bought, setting_name, short_model, varying
+from trady.planner.studies.answers import Answers, Measure, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
 from trady.planner.summary import ChosenLayer
@@ -47,8 +47,8 @@ def plot_study(study: Study, path: str | Path, measure: Measure = Measure.RGN_RE
 
         figure = Figure(figsize=(8.5, 8.0), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-        _draw_curves(above, study.answers, varying(study.rows), measure)
-        _draw_layers(below, shown)
+        _draw_curves(above, study.answers, measure)
+        _draw_layers(below, study.answers, shown)
         save_figure(figure, Path(path))
 
 
@@ -59,9 +59,9 @@ def example_row(answers: Answers) -> StudyRow:
     return answers.knee(curve) or rows[len(rows) // 2]
 
 
-def _draw_curves(axes: Any, answers: Answers, names: Sequence[str], measure: Measure) -> None:
+def _draw_curves(axes: Any, answers: Answers, measure: Measure) -> None:
     for place, (curve, rows) in enumerate(list(answers.curves.items())[:_MOST_CURVES]):
-        _draw_curve(axes, answers, curve, rows, place, names, measure)
+        _draw_curve(axes, answers, curve, rows, place, measure)
     front = answers.front(measure)
     axes.plot(
         [row.setting.budget_bytes for row in front],
@@ -82,7 +82,7 @@ def _draw_curves(axes: Any, answers: Answers, names: Sequence[str], measure: Mea
     axes.set_ylabel(f"{_AXIS_NAMES[measure]}, %")
     axes.set_ylim(0, 102)
     axes.set_title(
-        f"{short_model(setting.model)}: what a budget buys" if "model" not in names else "What a budget buys"
+        "What a budget buys" if "model" in answers.names.axes else f"{answers.names.model(setting)}: what a budget buys"
     )
     tidy_axes(axes)
     left = len(answers.curves) - _MOST_CURVES
@@ -96,7 +96,6 @@ def _draw_curve(
     curve: Curve,
     rows: Sequence[StudyRow],
     place: int,
-    names: Sequence[str],
     measure: Measure,
 ) -> None:
     colour = COLOURS[place % len(COLOURS)]
@@ -109,14 +108,14 @@ def _draw_curve(
         color=colour,
         linewidth=1.4,
         marker="o" if len(rows) == 1 else None,
-        label=setting_name(rows[0].setting, names),
+        label=answers.names.of(rows[0].setting),
     )
     knee = answers.knee(curve, measure)
     if knee is not None:
         axes.plot(knee.setting.budget_bytes, 100 * measure.of(knee), "D", color=colour, markersize=5)
 
 
-def _draw_layers(axes: Any, row: StudyRow) -> None:
+def _draw_layers(axes: Any, answers: Answers, row: StudyRow) -> None:
     """Bytes of each layer that trains, stacked by kind, in the model's order."""
     found = bought(row)
     layers = _with_most_bytes(found.layers)
@@ -133,7 +132,7 @@ def _draw_layers(axes: Any, row: StudyRow) -> None:
     tidy_axes(axes)
     left = f", {len(found.layers) - len(layers)} smaller ones left out" if len(layers) < len(found.layers) else ""
     setting = row.setting
-    name = setting_name(setting, ("model", "batch_size", "optimizer"))
+    name = answers.names.of(setting, ("model", "batch_size", "optimizer"))
     axes.set_title(
         f"{name}: {format_bytes(setting.budget_bytes)} train {len(found.layers)} of {found.num_layers} layers{left}",
         fontsize=9,

@@ -12,7 +12,7 @@ from trady.planner.files import write_atomically
 from trady.planner.ledger import PEAK_LINES, SCOPE_LINES
 from trady.planner.options import Scope
 from trady.planner.pages import asset, page
-from trady.planner.studies.answers import Measure, setting_name, short_model, varying
+from trady.planner.studies.answers import Measure
 from trady.planner.studies.rows import Bought, Curve, Setting, StudyRow
 from trady.planner.studies.runs import Study
 from trady.planner.summary import ChosenLayer
@@ -89,7 +89,7 @@ class _Data:
 
     def __init__(self, study: Study) -> None:
         self._study, self._rows = study, study.rows
-        self._axes = varying(study.rows)
+        self._axes = study.answers.names.axes
         self._settings: dict[Curve, Setting] = {}
         for row in self._rows:
             self._settings.setdefault(row.setting.curve, row.setting)
@@ -133,7 +133,7 @@ class _Data:
         """What the rows of a curve share, and for each measure the row at its knee."""
         knees = {key.value: self._study.answers.knee(curve, key) for key in Measure}
         return {
-            "label": setting_name(setting, self._axes) if self._axes else "",
+            "label": self._study.answers.names.of(setting) if self._axes else "",
             "values": {name: _axis_text(setting, name) for name in self._axes},
             "network": list(self._layers).index(_network(setting)),
             "ending": self._ending(setting),
@@ -210,7 +210,7 @@ def _axis_text(setting: Setting, name: str) -> str:
 
 
 def _title(study: Study) -> str:
-    models = list(dict.fromkeys(short_model(row.setting.model) for row in study.rows))
+    models = list(dict.fromkeys(study.answers.names.model(row.setting) for row in study.rows))
     if not models:
         return "Study without rows"
     more = f" and {len(models) - _FIRST_MODELS} more" if len(models) > _FIRST_MODELS else ""

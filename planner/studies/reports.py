@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trady.planner.report_parts import counted, format_share, headed_table, heading, item
-from trady.planner.studies.answers import Answers, bought, setting_name, varying
+from trady.planner.studies.answers import Answers, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
 from trady.planner.units import format_bytes
@@ -21,12 +21,11 @@ _MOST_SENTENCES: Final = 4
 def study_report(study: Study) -> RenderableType:
     """What the rows say together."""
     answers = study.answers
-    axes = varying(study.rows)
     parts: list[RenderableType] = [Text(_headline(study)), ""]
     if answers.curves:
-        parts += [heading(_table_heading(study)), _table(answers, axes), Text(_MEASURE, style="dim"), ""]
-        parts += [heading("Answers"), *(item(text) for text in answer_sentences(answers, axes)), ""]
-    problems = [*_infeasible_sentences(answers, axes), *(f"Failed: {text}" for text in study.failures)]
+        parts += [heading(_table_heading(study)), _table(answers), Text(_MEASURE, style="dim"), ""]
+        parts += [heading("Answers"), *(item(text) for text in answer_sentences(answers)), ""]
+    problems = [*_infeasible_sentences(answers), *(f"Failed: {text}" for text in study.failures)]
     if problems:
         parts += [heading("What does not fit"), *(item(text) for text in problems)]
     return Group(*(parts[:-1] if parts[-1] == "" else parts))
@@ -35,18 +34,18 @@ def study_report(study: Study) -> RenderableType:
 _MEASURE: Final = "RGN of the channels expected to be drawn at least once by the last epoch, as a share of all."
 
 
-def answer_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str]:
+def answer_sentences(answers: Answers) -> Iterator[str]:
     """The smallest budget for the target, the knee, the price of the next kilobyte, the best and the largest batch."""
     curves = list(answers.curves)[:_MOST_SENTENCES]
     if answers.target is not None:
         for curve in answers.curves:
-            yield _target_sentence(answers, curve, axes)
+            yield _target_sentence(answers, curve)
         return
     for curve in curves:
-        yield from _knee_sentences(answers, curve, axes)
-    yield from _front_sentences(answers, axes)
-    if "batch_size" in axes:
-        yield from _batch_sentences(answers, axes)
+        yield from _knee_sentences(answers, curve)
+    yield from _front_sentences(answers)
+    if "batch_size" in answers.names.axes:
+        yield from _batch_sentences(answers)
 
 
 def _headline(study: Study) -> str:
@@ -63,7 +62,7 @@ def _table_heading(study: Study) -> str:
     return f"RGN reached by epoch {setting.epochs}, by budget of scope {setting.scope.value}"
 
 
-def _table(answers: Answers, axes: Sequence[str]) -> RenderableType:
+def _table(answers: Answers) -> RenderableType:
     """One line a curve, a few budgets across; for a target, the budget it takes."""
     budgets = _some(answers.budgets, _MOST_BUDGETS) if answers.target is None else []
     across = [(format_bytes(budget), ">") for budget in budgets] or [("budget", ">"), ("reached", ">")]
@@ -73,7 +72,7 @@ def _table(answers: Answers, axes: Sequence[str]) -> RenderableType:
         cells = [_share(by_budget.get(budget)) for budget in budgets]
         if not budgets:
             cells = [format_bytes(rows[0].setting.budget_bytes), _share(rows[0])]
-        table.add_row(setting_name(rows[0].setting, axes), *cells)
+        table.add_row(answers.names.of(rows[0].setting), *cells)
     left = len(answers.curves) - _MOST_CURVES
     return Group(table, Text(f"and {left} more in the files", style="dim")) if left > 0 else table
 
@@ -89,9 +88,9 @@ def _some(values: Sequence[int], most: int) -> list[int]:
     return [values[round(step * (len(values) - 1) / (most - 1))] for step in range(most)]
 
 
-def _target_sentence(answers: Answers, curve: Curve, axes: Sequence[str]) -> str:
+def _target_sentence(answers: Answers, curve: Curve) -> str:
     row = answers.curves[curve][0]
-    name, target = setting_name(row.setting, axes), answers.target or 0.0
+    name, target = answers.names.of(row.setting), answers.target or 0.0
     reached = bought(row).rgn_reached
     if reached < target:
         return f"{name}: no budget reaches {format_share(target, 0)}; all channels reach {format_share(reached)}."
@@ -101,21 +100,21 @@ def _target_sentence(answers: Answers, curve: Curve, axes: Sequence[str]) -> str
     )
 
 
-def _knee_sentences(answers: Answers, curve: Curve, axes: Sequence[str]) -> Iterator[str]:
+def _knee_sentences(answers: Answers, curve: Curve) -> Iterator[str]:
     row = answers.knee(curve)
     if row is None:
         return
     found = bought(row)
     yield (
-        f"{setting_name(row.setting, axes)}: the knee is at {format_bytes(row.setting.budget_bytes)}, which reaches "
+        f"{answers.names.of(row.setting)}: the knee is at {format_bytes(row.setting.budget_bytes)}, which reaches "
         f"{format_share(found.rgn_reached, 1)} with {len(found.layers)} of {found.num_layers} layers; there the next "
         f"kilobyte adds {format_share(found.next_kilobyte, 3)} of the value."
     )
 
 
-def _front_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str]:
+def _front_sentences(answers: Answers) -> Iterator[str]:
     """Which setting is best at a small, a middle and a large budget."""
-    if not axes:
+    if not answers.names.axes:
         return
     best = {}
     for budget in _some(answers.budgets, 3):
@@ -124,25 +123,25 @@ def _front_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str]:
             best[budget] = max(rows, key=lambda row: (bought(row).rgn_reached, -bought(row).used_bytes))
     for budget, row in best.items():
         yield (
-            f"Within {format_bytes(budget)} the most is reached by {setting_name(row.setting, axes)}: "
+            f"Within {format_bytes(budget)} the most is reached by {answers.names.of(row.setting)}: "
             f"{format_share(bought(row).rgn_reached, 1)}."
         )
 
 
-def _batch_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str]:
+def _batch_sentences(answers: Answers) -> Iterator[str]:
     """The largest batch size under the smallest budgets, where it is not simply the largest asked for."""
     asked = max(row.setting.batch_size for row in answers.rows)
     short = [row for row in answers.largest_batches() if row.setting.batch_size < asked]
-    beside = [axis for axis in axes if axis != "batch_size"]
+    beside = [axis for axis in answers.names.axes if axis != "batch_size"]
     for row in sorted(short, key=lambda row: row.setting.budget_bytes)[:_MOST_SENTENCES]:
-        name = f" ({setting_name(row.setting, beside)})" if beside else ""
+        name = f" ({answers.names.of(row.setting, beside)})" if beside else ""
         yield (
             f"Within {format_bytes(row.setting.budget_bytes)} the largest batch that trains something is "
             f"{row.setting.batch_size}{name}."
         )
 
 
-def _infeasible_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str]:
+def _infeasible_sentences(answers: Answers) -> Iterator[str]:
     """For each curve that misses budgets: how many, what it takes, and the cheapest change."""
     missing: dict[Curve, list[StudyRow]] = {}
     for row in answers.infeasible:
@@ -156,7 +155,7 @@ def _infeasible_sentences(answers: Answers, axes: Sequence[str]) -> Iterator[str
             else "no smaller batch, shorter type or plainer optimizer is enough"
         )
         yield (
-            f"{setting_name(worst.setting, axes)}: {_budgets_up_to(len(rows), worst)} nothing: it takes {needed}; "
+            f"{answers.names.of(worst.setting)}: {_budgets_up_to(len(rows), worst)} nothing: it takes {needed}; "
             f"{change}."
         )
     left = len(missing) - _MOST_SENTENCES

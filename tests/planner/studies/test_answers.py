@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trady.planner.options import NormMode, OptimizerKind, Scope
-from trady.planner.studies.answers import Answers, Measure, bought, short_model, varying
+from trady.planner.studies.answers import Answers, Measure, bought
+from trady.planner.studies.names import short_model
 from trady.planner.studies.reports import answer_sentences, study_report
 from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
 from trady.planner.studies.runs import Study
@@ -121,8 +122,15 @@ def test_the_largest_batch_of_each_budget() -> None:
 
 
 def test_what_varies() -> None:
-    assert varying([row(1, 0.1), row(2, 0.2)]) == []
-    assert varying([row(1, 0.1), row(1, 0.2, batch_size=4, model="other")]) == ["model", "batch_size"]
+    assert Answers([row(1, 0.1), row(2, 0.2)]).names.axes == []
+    others = Answers([row(1, 0.1), row(1, 0.2, batch_size=4, model="other")])
+    assert others.names.axes == ["model", "batch_size"]
+    assert others.names.of(others.rows[1].setting) == "other, batch 4"
+
+
+def test_two_models_are_never_called_the_same() -> None:
+    twins = Answers([row(1, 0.1, model="old/net.pt"), row(1, 0.2, model="new/net.pt")])
+    assert [twins.names.of(found.setting) for found in twins.rows] == ["old/net.pt", "new/net.pt"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +164,7 @@ def test_sentences_say_what_fits_and_what_does_not() -> None:
 
 def test_a_target_is_answered_for_every_curve() -> None:
     rows = (row(1000, 0.91), row(5000, 0.5, batch_size=8))
-    sentences = list(answer_sentences(Answers(rows, 0.9), ["batch_size"]))
+    sentences = list(answer_sentences(Answers(rows, 0.9)))
     assert sentences == [
         "batch 1: 1.0 kB is the smallest budget, to 1 %, that reaches 90 % (it reaches 91.00 %).",
         "batch 8: no budget reaches 90 %; all channels reach 50.00 %.",
