@@ -23,6 +23,7 @@ function drawDepth(layers, count) {
 function partTrace(layers, [part, text]) {
   return {
     type: "bar",
+    width: 0.85, // of one place, however few layers train
     x: layers.map((layer) => layer.place),
     y: layers.map((layer) => layer[part]),
     hovertext: layers.map(layerHover),
