@@ -1,12 +1,13 @@
 """A study in words and a table, for the terminal: what the budgets buy, where it bends, what does not fit."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from trady.planner.report_parts import counted, format_share, headed_table, heading, item
+from trady.planner.report_parts import counted, format_share, headed_table, heading, item, shorten
 from trady.planner.studies.answers import Answers, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
@@ -16,6 +17,9 @@ from trady.planner.units import format_bytes
 _MOST_CURVES: Final = 24
 _MOST_BUDGETS: Final = 6
 _MOST_SENTENCES: Final = 4
+#: Width of a column of shares, and between the names and the first.
+_COLUMN: Final = 9
+_GAP: Final = 1
 
 
 def study_report(study: Study) -> RenderableType:
@@ -23,7 +27,7 @@ def study_report(study: Study) -> RenderableType:
     answers = study.answers
     parts: list[RenderableType] = [Text(_headline(study)), ""]
     if answers.curves:
-        parts += [heading(_table_heading(study)), _table(answers), Text(_MEASURE, style="dim"), ""]
+        parts += [heading(_table_heading(study)), _CurveTable(answers), Text(_MEASURE, style="dim"), ""]
         parts += [heading("Answers"), *(item(text) for text in answer_sentences(answers)), ""]
     problems = [*_infeasible_sentences(answers), *(f"Failed: {text}" for text in study.failures)]
     if problems:
@@ -62,19 +66,35 @@ def _table_heading(study: Study) -> str:
     return f"RGN reached by epoch {setting.epochs}, by budget of scope {setting.scope.value}"
 
 
-def _table(answers: Answers) -> RenderableType:
-    """One line a curve, a few budgets across; for a target, the budget it takes."""
-    budgets = _some(answers.budgets, _MOST_BUDGETS) if answers.target is None else []
-    across = [(format_bytes(budget), ">") for budget in budgets] or [("budget", ">"), ("reached", ">")]
-    table = headed_table(("", "<"), *across)
-    for rows in list(answers.curves.values())[:_MOST_CURVES]:
-        by_budget = {row.setting.budget_bytes: row for row in rows}
-        cells = [_share(by_budget.get(budget)) for budget in budgets]
+@dataclass(frozen=True)
+class _CurveTable:
+    """One line a curve, as many budgets across as there is room for; for a target, the budget it takes."""
+
+    answers: Answers
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        curves = list(self.answers.curves.values())[:_MOST_CURVES]
+        names = [self.answers.names.of(rows[0].setting) for rows in curves]
+        room = options.max_width - max(map(len, names)) - _GAP
+        budgets = _some(self.answers.budgets, min(_MOST_BUDGETS, max(2, room // _COLUMN)))
+        if self.answers.target is not None:
+            budgets = []
+        across = [(format_bytes(budget), ">") for budget in budgets] or [("budget", ">"), ("reached", ">")]
+        table = headed_table(("", "<"), *across)
+        most = options.max_width - _COLUMN * len(across) - _GAP
+        for name, rows in zip(names, curves, strict=True):
+            table.add_row(shorten(name, most), *self._cells(rows, budgets))
+        yield table
+        left = len(self.answers.curves) - _MOST_CURVES
+        if left > 0:
+            yield Text(f"and {counted(left, 'more curve')} in the files", style="dim")
+
+    @staticmethod
+    def _cells(rows: Sequence[StudyRow], budgets: Sequence[int]) -> list[str]:
         if not budgets:
-            cells = [format_bytes(rows[0].setting.budget_bytes), _share(rows[0])]
-        table.add_row(answers.names.of(rows[0].setting), *cells)
-    left = len(answers.curves) - _MOST_CURVES
-    return Group(table, Text(f"and {left} more in the files", style="dim")) if left > 0 else table
+            return [format_bytes(rows[0].setting.budget_bytes), _share(rows[0])]
+        within = ([row for row in rows if row.setting.budget_bytes <= budget] for budget in budgets)
+        return [_share(found[-1] if found else None) for found in within]
 
 
 def _share(row: StudyRow | None) -> str:

@@ -6,6 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from trady.planner.options import NormMode, OptimizerKind, Scope
 from trady.planner.studies.answers import Answers, Measure, bought
@@ -148,8 +149,6 @@ def test_a_model_by_its_short_name(source: str, name: str) -> None:
 
 
 def test_sentences_say_what_fits_and_what_does_not() -> None:
-    from rich.console import Console
-
     steep = [row(1000 * 2**step, step / 10) for step in range(1, 9)]
     flat = [row(1000 * 2**step, 0.8 + (step - 8) / 100) for step in range(9, 16)]
     rows = [row(1000, None, batch_size=8), row(64_000, 0.5, batch_size=8), *steep, *flat]
@@ -160,6 +159,15 @@ def test_sentences_say_what_fits_and_what_does_not() -> None:
     assert "batch 1: the knee is at 256.0 kB, which reaches 80.0 % with 1 of 2 layers" in text
     assert "batch 8: 1.0 kB trains nothing: it takes 2.0 kB; with batch size 1 1.0 kB are enough." in text
     assert "Failed: other: no layers" in text
+
+
+def test_a_curve_without_a_budget_shows_what_a_smaller_one_reaches() -> None:
+    rows = (row(1000, 0.25), row(4000, 0.5), row(3000, 0.75, batch_size=8))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(study_report(Study(rows)))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["batch", "1", "25.0", "%", "25.0", "%", "50.0", "%"] in lines
+    assert ["batch", "8", "-", "75.0", "%", "75.0", "%"] in lines
 
 
 def test_a_target_is_answered_for_every_curve() -> None:
