@@ -279,11 +279,14 @@ class _Columns:
     def _priorities(self, norm: NormMode, traced: Trace) -> Priorities:
         if norm not in self._norms:
             found = self._found
-            known = found.priorities(norm) if callable(found.priorities) else found.priorities
-            if known is None:
+            if callable(found.priorities):
+                self._say(f"Measuring gradient norms of {self._name} at {found.input_shape}, norms {norm.value}")
+                self._norms[norm] = found.priorities(norm)
+            elif found.priorities is not None:
+                self._norms[norm] = found.priorities
+            else:
                 self._say("Finding priorities without data")
-                known = priorities_without_data(
+                self._norms[norm] = priorities_without_data(
                     found.model, found.inputs, traced, found.loss, has_weights=found.has_weights
                 )
-            self._norms[norm] = known
         return self._norms[norm]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from trady.planner import Plan, Study
 from trady.planner.cli import plan_command
@@ -151,3 +152,20 @@ def test_a_wrong_input_size_is_reported() -> None:
     assert result.exit_code == 1
     assert "5x16x16" in result.stderr
     assert [row.status for row in Study.load("study").rows] == ["failed", "optimal"]
+
+
+def test_norms_are_measured_on_data_for_every_size_and_mode(workplace: Path) -> None:
+    colours = [("red", (200, 30, 30)), ("blue", (30, 30, 200))]
+    for name, colour in colours:
+        (workplace / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (24, 24), colour).save(workplace / "photos" / name / f"{number}.png")
+    result = run(SMALL, "--data", "photos", "--inputs", "3x16x16,3x24x24", "--norms", "frozen,train", "--budgets", "8KB",
+                 "--calibration-batches", "2", "--calibration-batch-size", "4")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("Measuring gradient norms of study_networks:small") == 4
+    rows = Study.load("study").rows
+    assert [(row.setting.input, row.setting.norm.value) for row in rows] == [
+        ("3x16x16", "frozen"), ("3x16x16", "train"), ("3x24x24", "frozen"), ("3x24x24", "train"),
+    ]  # fmt: skip
+    assert all(row.bought for row in rows)
