@@ -160,8 +160,9 @@ def test_norms_are_measured_on_data_for_every_size_and_mode(workplace: Path) -> 
         (workplace / "photos" / name).mkdir(parents=True)
         for number in range(6):
             Image.new("RGB", (24, 24), colour).save(workplace / "photos" / name / f"{number}.png")
-    result = run(SMALL, "--data", "photos", "--inputs", "3x16x16,3x24x24", "--norms", "frozen,train", "--budgets", "8KB",
-                 "--calibration-batches", "2", "--calibration-batch-size", "4")  # fmt: skip
+    measuring = ("--calibration-batches", "2", "--calibration-batch-size", "4")
+    grid = ("--inputs", "3x16x16,3x24x24", "--norms", "frozen,train", "--budgets", "8KB")
+    result = run(SMALL, "--data", "photos", *grid, *measuring)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("Measuring gradient norms of study_networks:small") == 4
     rows = Study.load("study").rows
