@@ -8,7 +8,6 @@ from typing import Final
 from torch import nn
 
 from trady.planner.calibration import slice_norms
-from trady.planner.coverage import DEFAULT_HORIZON
 from trady.planner.errors import PlanError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
@@ -16,9 +15,16 @@ from trady.planner.options import Scope, Strategy
 from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
 from trady.planner.priorities import LayerPriority, Priorities
 from trady.planner.refining import RefinedTable
-from trady.planner.requests import Request, cheapest_layer, least_counts, no_layer_fits
+from trady.planner.requests import (
+    NOTHING_FOUND,
+    NOTHING_OF_WORTH,
+    Request,
+    cheapest_layer,
+    least_counts,
+    no_layer_fits,
+)
 from trady.planner.schemes import scheme_ratios
-from trady.planner.selections import Limits, Selection, SolverStatus
+from trady.planner.selections import Selection, SolverStatus, rounded_figure
 from trady.planner.solving import solve, solver_version
 from trady.planner.strategies import STRATEGIES, LayerRule, check_scheme_fits, eligible_layers, scheme_counts
 from trady.planner.tracing import Trace
@@ -177,27 +183,15 @@ def solved(request: Request, table: CostTable, priorities: Sequence[LayerPriorit
         BudgetError: The budget trains no layer.
     """
     if not any(layer.norm_sum for layer in priorities):
-        raise PlanError(
-            "All gradient norms are zero: nothing is worth training. Check that the loss depends on the output, "
-            "or measure on more data."
-        )
-    horizon = min(DEFAULT_HORIZON if request.horizon is None else request.horizon, float(request.epochs))
-    limits = Limits(
-        request.budget_bytes,
-        request.scope,
-        min_channels=request.min_channels,
-        max_backward_macs=request.max_backward_macs,
-        horizon=horizon,
-    )
+        raise PlanError(NOTHING_OF_WORTH)
+    limits = request.limits()
     selection = solve(table, [layer.norm_sum for layer in priorities], limits)
     if selection.status is SolverStatus.INFEASIBLE:
         raise no_layer_fits(table, request)
     if selection.status is SolverStatus.UNKNOWN:
-        raise PlanError(
-            "The search stopped before it found a plan. Leave out --max-backward-macs, or narrow it with --only."
-        )
+        raise PlanError(NOTHING_FOUND)
     strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(table.layers))))
-    return Choice(strategy, _solver_record(selection, horizon), selection.counts)
+    return Choice(strategy, _solver_record(selection, limits.horizon), selection.counts)
 
 
 def scheme_counts_of(
@@ -239,13 +233,9 @@ def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) 
 def _solver_record(selection: Selection, horizon: float) -> SolverRecord:
     return SolverRecord(
         status="optimal" if selection.status is SolverStatus.OPTIMAL else "feasible",
-        value=_rounded(selection.value),
-        bound=_rounded(selection.bound),
-        gap=_rounded(selection.gap),
+        value=rounded_figure(selection.value),
+        bound=rounded_figure(selection.bound),
+        gap=rounded_figure(selection.gap),
         horizon=horizon,
         ortools_version=solver_version(),
     )
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.9g}")

@@ -2,13 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
+from trady.planner.coverage import DEFAULT_HORIZON
 from trady.planner.errors import BudgetError, PlanError, TradyError
 from trady.planner.ledger import CostTable, Ledger
 from trady.planner.options import DType, OptimizerKind, Scope, Strategy
+from trady.planner.selections import Limits
 from trady.planner.units import format_bytes
+
+NOTHING_OF_WORTH: Final = (
+    "All gradient norms are zero: nothing is worth training. Check that the loss depends on the output, or measure on "
+    "more data."
+)
+NOTHING_FOUND: Final = (
+    "The search stopped before it found a plan. Leave out --max-backward-macs, or narrow it with --only."
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,17 @@ class Request:
         problems = [message for holds, message in rules if not holds]
         if problems:
             raise PlanError(" ".join(problems))
+
+    def limits(self) -> Limits:
+        """The same for the solver: its value looks ahead over no more draws than there are epochs."""
+        horizon = DEFAULT_HORIZON if self.horizon is None else self.horizon
+        return Limits(
+            self.budget_bytes,
+            self.scope,
+            min_channels=self.min_channels,
+            max_backward_macs=self.max_backward_macs,
+            horizon=min(horizon, float(self.epochs)),
+        )
 
     def _only_the_solver_heeds(self) -> bool:
         return self.min_channels > 1 or self.max_backward_macs is not None or self.horizon is not None

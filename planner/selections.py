@@ -66,3 +66,8 @@ class Selection:
     def gap(self) -> float:
         """Distance to the bound, relative to it."""
         return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
+
+
+def rounded_figure(value: float) -> float:
+    """A share as files hold it: nine digits are the same on every machine."""
+    return float(f"{value:.9g}")

@@ -7,7 +7,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Final
 
 import ortools
@@ -113,7 +112,9 @@ class Program:
         self._begun: dict[int, cp_model.IntVar] = {}
         self._add_backward_limit()
         if limits.scope is not Scope.PEAK:
-            self._limit = self._model.add(self._spent_expression() <= 0).index
+            limit = self._model.add(self._spent_expression() <= 0)
+            # Where the budget is nothing: what is spent in any case has been moved over to this side.
+            self._limit, self._limit_at_zero = limit.index, int(limit.proto.linear.domain[1])
             self._add_objectives()
 
     def solve(self, budget_bytes: int) -> Selection:
@@ -146,11 +147,6 @@ class Program:
         self._leanest = self._model.clone()
         self._floor = self._leanest.add(self._value >= 0).index
         self._leanest.minimize(self._residuals)
-
-    @cached_property
-    def _limit_at_zero(self) -> int:
-        """Upper end of the budget's row where the budget is nothing: what is spent in any case is moved over."""
-        return int(self._model.proto.constraints[self._limit].linear.domain[1])
 
     def _maximise(self) -> Selection:
         """The best value; no counts where the limits allow nothing, or the search found nothing in time."""

@@ -8,11 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from trady.planner.coverage import DEFAULT_HORIZON
-from trady.planner.errors import TradyError
 from trady.planner.ledger import CostTable
-from trady.planner.requests import Request, cheapest_layer, no_layer_fits
-from trady.planner.selections import Limits, Selection, SolverStatus
+from trady.planner.requests import NOTHING_FOUND, NOTHING_OF_WORTH, Request, cheapest_layer, no_layer_fits
+from trady.planner.selections import Selection, SolverStatus, rounded_figure
 from trady.planner.solving import Program
 from trady.planner.studies.grids import default_budgets
 from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
@@ -61,12 +59,6 @@ class Column:
         """Budgets from the one to the other."""
         return default_budgets(self.least_budget, self.full_budget)
 
-    @property
-    def horizon(self) -> float:
-        """Draws the solver's value looks ahead."""
-        asked = DEFAULT_HORIZON if self.request.horizon is None else self.request.horizon
-        return min(asked, float(self.request.epochs))
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -96,27 +88,23 @@ class _Planner:
 
     def __init__(self, column: Column) -> None:
         self._column = column
-        table, request = column.table, column.request
-        limits = Limits(
-            request.budget_bytes,
-            request.scope,
-            min_channels=request.min_channels,
-            max_backward_macs=request.max_backward_macs,
-            horizon=column.horizon,
-        )
-        self._program = Program(table, column.norm_sums, limits)
-        self._rgn = [value / layer.sample_cost for value, layer in zip(column.norm_sums, table.layers, strict=True)]
+        limits = column.request.limits()
+        self._horizon = limits.horizon
+        self._program = Program(column.table, column.norm_sums, limits)
+        self._rgn = [
+            value / layer.sample_cost for value, layer in zip(column.norm_sums, column.table.layers, strict=True)
+        ]
 
     def row(self, budget_bytes: int) -> StudyRow:
         column = self._column
         setting = column.setting.model_copy(update={"budget_bytes": budget_bytes})
         if not any(column.norm_sums):
-            return StudyRow(setting=setting, bought=None, why="All gradient norms are zero: nothing is worth training.")
+            return StudyRow(setting=setting, bought=None, why=NOTHING_OF_WORTH)
         if budget_bytes < column.least_budget:
             return self._infeasible(setting)
         found = self._program.solve(budget_bytes)
         if found.status is SolverStatus.UNKNOWN:
-            return StudyRow(setting=setting, bought=None, why="The search stopped before it found a plan.")
+            return StudyRow(setting=setting, bought=None, why=NOTHING_FOUND)
         if found.status is SolverStatus.INFEASIBLE:
             return self._infeasible(setting)
         return StudyRow(setting=setting, bought=self._bought(found))
@@ -154,17 +142,17 @@ class _Planner:
     def _bought(self, found: Selection) -> Bought:
         column, table = self._column, self._column.table
         ledger = table.ledger(found.counts)
-        shares = covered_shares(column.norm_sums, table, found.counts, column.horizon)
+        shares = covered_shares(column.norm_sums, table, found.counts, self._horizon)
         figures = step_figures(table, found.counts, shares)
         reached = covered_shares(self._rgn, table, found.counts, column.request.epochs)
         captured = covered_shares(column.norm_squares, table, found.counts, 1.0)
         return Bought(
             status="optimal" if found.status is SolverStatus.OPTIMAL else "feasible",
-            value=_rounded(found.value),
-            gap=_rounded(found.gap),
-            rgn_reached=_rounded(math.fsum(reached)),
-            captured_share=_rounded(math.fsum(captured)),
-            next_kilobyte=_rounded(self._next_kilobyte(found.counts)),
+            value=rounded_figure(found.value),
+            gap=rounded_figure(found.gap),
+            rgn_reached=rounded_figure(math.fsum(reached)),
+            captured_share=rounded_figure(math.fsum(captured)),
+            next_kilobyte=rounded_figure(self._next_kilobyte(found.counts)),
             used_bytes=ledger.scopes.of(column.request.scope),
             lines=ledger.lines.model_dump(),
             scopes=ledger.scopes.model_dump(),
@@ -172,8 +160,8 @@ class _Planner:
             num_layers=len(table.layers),
             num_channels=figures.channels.drawn,
             all_channels=figures.channels.full,
-            activation_sparsity=_rounded(figures.activation_elements.saved_share),
-            weight_derivative_sparsity=_rounded(figures.weight_grad_elements.saved_share),
+            activation_sparsity=rounded_figure(figures.activation_elements.saved_share),
+            weight_derivative_sparsity=rounded_figure(figures.weight_grad_elements.saved_share),
             weight_grad_macs=figures.weight_grad_macs.drawn,
             backward_macs=figures.backward_macs.drawn,
         )
@@ -193,8 +181,8 @@ class _Planner:
         more[np.arange(len(open_to_more)), open_to_more] += 1
         cost = table.line_model.scope_bytes(more, self._column.request.scope)
         cost = cost[:-1] - cost[-1]
-        gained = np.array(self._column.norm_sums) * (1 - now / sizes) ** self._column.horizon
-        after = np.array(self._column.norm_sums) * (1 - (now + 1) / sizes).clip(0) ** self._column.horizon
+        gained = np.array(self._column.norm_sums) * (1 - now / sizes) ** self._horizon
+        after = np.array(self._column.norm_sums) * (1 - (now + 1) / sizes).clip(0) ** self._horizon
         value = (gained - after)[open_to_more] / math.fsum(self._column.norm_sums)
         dear = cost > 0
         return float((value[dear] / cost[dear]).max(initial=0.0) * _KILOBYTE)
@@ -216,15 +204,5 @@ def pieces_of(column: Column, budgets: Sequence[int], *, target: float | None = 
         yield Piece(column, tuple(budgets[start::number]))
 
 
-def failed_row(setting: Setting, error: TradyError) -> StudyRow:
-    """The row of a setting whose step cannot be planned."""
-    return StudyRow(setting=setting, bought=None, why=str(error))
-
-
 def _reaches(row: StudyRow, target: float) -> bool:
     return row.bought is not None and row.bought.rgn_reached >= target
-
-
-def _rounded(value: float) -> float:
-    """As the plan rounds its figures; never above 1 by a rounding."""
-    return float(f"{value:.9g}")
