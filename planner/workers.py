@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -13,6 +13,7 @@ from trady.planner.errors import TradyError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Handle = TypeVar("Handle")
 
 #: Pieces of work given out ahead for each worker: results wait in memory.
 _AHEAD: Final = 2
@@ -39,17 +40,16 @@ def in_processes(
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" and not anew else "spawn")
     pool = ProcessPoolExecutor(number, mp_context=context)
+
+    def submit(item: Item) -> Future[Result]:
+        with warnings.catch_warnings():
+            # The children run numpy alone, which is made for it.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            return pool.submit(work, item)
+
     waiting: deque[Future[Result]] = deque()
     try:
-        for item in items:
-            if len(waiting) >= _AHEAD * number:
-                yield waiting.popleft().result()
-            with warnings.catch_warnings():
-                # The children run numpy alone, which is made for it.
-                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-                waiting.append(pool.submit(work, item))
-        while waiting:
-            yield waiting.popleft().result()
+        yield from _in_order(items, submit, Future.result, waiting, _AHEAD * number)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -78,17 +78,28 @@ def on_ray(work: Callable[[Item], Result], items: Iterable[Item], address: str |
     number = max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
     try:
-        for item in items:
-            if len(waiting) >= _AHEAD * number:
-                yield ray.get(waiting.popleft())
-            waiting.append(remote.remote(item))
-        while waiting:
-            yield ray.get(waiting.popleft())
+        yield from _in_order(items, remote.remote, ray.get, waiting, _AHEAD * number)
     finally:
         for reference in waiting:
             ray.cancel(reference)
         if not connected:
             ray.shutdown()
+
+
+def _in_order(
+    items: Iterable[Item],
+    submit: Callable[[Item], Handle],
+    result: Callable[[Handle], Result],
+    waiting: deque[Handle],
+    ahead: int,
+) -> Iterator[Result]:
+    """Results in the items' order, so many given out ahead; ``waiting`` holds what is still under way."""
+    for item in items:
+        if len(waiting) >= ahead:
+            yield result(waiting.popleft())
+        waiting.append(submit(item))
+    while waiting:
+        yield result(waiting.popleft())
 
 
 def _ray() -> Any:
