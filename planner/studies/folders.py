@@ -42,7 +42,7 @@ class StudyFolder:
         self._definition = json.loads(json.dumps(definition))
         self._check_same()
         write_atomically(self.path / DEFINITION, json.dumps(self._definition, indent=1) + "\n")
-        self.known = {row.setting: row for row in self._read() if row.status != "failed"}
+        self.known = {row.setting: row for row in self._rows() if row.status != "failed"}
         self._rewrite(self.known.values())
 
     def add(self, rows: Iterable[StudyRow]) -> None:
@@ -59,14 +59,8 @@ class StudyFolder:
     def _rewrite(self, rows: Iterable[StudyRow]) -> None:
         write_atomically(self.path / ROWS, "".join(row.model_dump_json() + "\n" for row in rows))
 
-    def _read(self) -> list[StudyRow]:
-        try:
-            lines = (self.path / ROWS).read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()  # cut off while it was written
-        return read_rows(self.path / ROWS, lines)
+    def _rows(self) -> list[StudyRow]:
+        return read_rows(self.path) if (self.path / ROWS).exists() else []
 
     def _check_same(self) -> None:
         """The folder's study must be this one, or none.
@@ -106,23 +100,31 @@ def read_definition(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def read_rows(path: Path, lines: Iterable[str]) -> list[StudyRow]:
-    """Rows from their lines.
+def read_rows(folder: Path) -> list[StudyRow]:
+    """The rows of a folder; a last line that was cut off while it was written is left out.
 
     Raises:
-        StudyError: A line is no row; it is named.
+        StudyError: The file cannot be read, or a line is no row; it is named.
     """
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(StudyRow.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "content"
-            raise StudyError(
-                f"{path}, line {number} is no row of a study: {where}: {first['msg']}. Remove the line, or the file."
-            ) from error
-    return rows
+    path = folder / ROWS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise StudyError(f"Study {path}: {error.strerror}. Make one with trady-study -o {folder}.") from error
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _row(path: Path, number: int, line: str) -> StudyRow:
+    try:
+        return StudyRow.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise StudyError(
+            f"{path}, line {number} is no row of a study: {where}: {first['msg']}. Remove the line, or the file."
+        ) from error
 
 
 def csv_text(rows: Sequence[StudyRow]) -> str:

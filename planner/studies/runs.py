@@ -13,7 +13,7 @@ from trady.planner.options import DType, NormMode, OptimizerKind, Scope, choose
 from trady.planner.priorities import Priorities
 from trady.planner.studies.answers import Answers
 from trady.planner.studies.columns import Column, Piece, pieces_of, plan_rows
-from trady.planner.studies.folders import ROWS, StudyFolder, read_definition, read_rows
+from trady.planner.studies.folders import StudyFolder, read_definition, read_rows
 from trady.planner.studies.grids import Axes, parse_batch_sizes, parse_budgets
 from trady.planner.studies.rows import Setting, StudyRow
 from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
@@ -70,12 +70,7 @@ class Study:
         Raises:
             StudyError: The folder holds no study, or a line is no row.
         """
-        path = Path(folder) / ROWS
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise StudyError(f"Study {path}: {error.strerror}. Make one with trady-study -o {folder}.") from error
-        rows = tuple(read_rows(path, lines))
+        rows = tuple(read_rows(Path(folder)))
         target = (read_definition(Path(folder)) or {}).get("target_coverage")
         return cls(rows, tuple(dict.fromkeys(row.why for row in rows if row.status == "failed")), target)
 
@@ -174,7 +169,7 @@ def run_study(
         StudyError: The grid is empty or contradicts itself, or the folder holds another study.
     """
     _check(specs, axes, common, target)
-    folder = None if output is None else StudyFolder(output, definition(specs, axes, common, target))
+    folder = None if output is None else StudyFolder(output, _definition(specs, axes, common, target))
     found: dict[Setting, StudyRow] = {} if folder is None else dict(folder.known)
     count(len(found))
     failures: list[str] = []
@@ -203,7 +198,7 @@ def run_study(
     return Study(ordered, tuple(failures), target)
 
 
-def definition(
+def _definition(
     specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, common: Common, target: float | None
 ) -> dict[str, Any]:
     """What makes a study the same study: models, axes, and the versions its figures depend on."""
