@@ -20,7 +20,7 @@ from trady.planner.options import NormMode
 from trady.planner.records import Operation
 from trady.planner.residual_rules import OPAQUE
 from trady.planner.tracing import Trace, trace
-from trady.planner.training_step import Inputs, call_model, input_tensors, map_tensors
+from trady.planner.training_step import Inputs, call_model, input_tensors, is_on_meta, map_tensors
 
 
 class MacsKind(StrEnum):
@@ -91,7 +91,7 @@ def forward_macs(model: nn.Module, inputs: Inputs, *, traced: Trace | None = Non
     """
     one = _first_sample(inputs)
     step = (traced or trace(model, one, head="none", batch_sizes=(1,))).at(1).dense_step
-    found = None if _on_meta(model) else _counted_by_fvcore(model, one)
+    found = None if is_on_meta(model) else _counted_by_fvcore(model, one)
     counted, skipped = found or ({}, frozenset({_ATTENTION_CALL, _ADDED_PRODUCT_CALL}))
     ruled: Counter[MacsKind] = Counter()
     for operation in step.operations:
@@ -169,7 +169,3 @@ def _without_fvcores_warnings() -> Iterator[None]:
 def _first_sample(inputs: Inputs) -> Inputs:
     first: Inputs = map_tensors(lambda tensor: tensor[:1] if tensor.dim() else tensor, inputs)
     return first
-
-
-def _on_meta(model: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in model.parameters())

@@ -36,7 +36,7 @@ from trady.planner.requests import Request
 from trady.planner.schedule import draw
 from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import Trace, trace
-from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors
+from trady.planner.training_step import Inputs, LossFunction, batch_size_of, input_tensors, is_on_meta
 from trady.planner.units import format_bytes, parse_bytes
 
 _SYNTHETIC_BATCHES: Final = 4
@@ -211,7 +211,7 @@ def _tables(
             traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias, memory=memory
         )
 
-    return RefinedTable(traced, build, measure=not any(parameter.is_meta for parameter in model.parameters()))
+    return RefinedTable(traced, build, measure=not is_on_meta(model))
 
 
 def _priority_record(priorities: Priorities) -> PriorityRecord:
@@ -299,7 +299,7 @@ def priorities_without_data(
     """
     available, needed = available_bytes(), calibration_peak_bytes(traced)
     reasons = (
-        (any(parameter.is_meta for parameter in model.parameters()), "the model has no memory for weights"),
+        (is_on_meta(model), "the model has no memory for weights"),
         (not has_weights, "the weights are random"),
         (loss is not None, "targets of your own loss cannot be made up"),
         (

@@ -140,3 +140,8 @@ def step_loss(outputs: Any, targets: Any, loss: LossFunction | None) -> Tensor:
         return loss(outputs, targets)
     own = own_loss(outputs)
     return cross_entropy(outputs, targets) if own is None else own
+
+
+def is_on_meta(model: nn.Module) -> bool:
+    """Whether the model has no memory for weights: nothing of it can be run or measured."""
+    return any(parameter.is_meta for parameter in model.parameters())

@@ -14,7 +14,7 @@ from trady.planner.costing import build_cost_table
 from trady.planner.errors import PlanError, TradyError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
-from trady.planner.loading import LoadedModel, load_model
+from trady.planner.loading import load_model
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
 from trady.planner.planning import priorities_without_data
 from trady.planner.preparing import Prepared, prepare, priorities_from_data
@@ -26,7 +26,7 @@ from trady.planner.studies.grids import Axes
 from trady.planner.studies.rows import Remedy, Setting
 from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
 from trady.planner.tracing import Trace, torch_dtype, trace
-from trady.planner.training_step import Inputs, LossFunction, input_tensors
+from trady.planner.training_step import Inputs, LossFunction, input_tensors, is_on_meta
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class OpenModel:
     @classmethod
     def of(cls, prepared: Prepared, spec: ModelSpec) -> "OpenModel":
         """A prepared model with the norms of its specification."""
-        loaded: LoadedModel = prepared.loaded
+        loaded = prepared.loaded
 
         def measure(norm: NormMode) -> Priorities:
             return priorities_from_data(prepared, norm=norm, **spec.measuring)
@@ -268,8 +268,7 @@ class _Columns:
         key = setting.norm, torch_dtype(setting.dtype), setting.batch_size
         if key not in self._memories:
             traced = self._traced(setting)
-            measure = not any(parameter.is_meta for parameter in self._found.model.parameters())
-            memory, _ = step_memory(traced, measure=measure)
+            memory, _ = step_memory(traced, measure=not is_on_meta(self._found.model))
             if memory is not None:
                 places = range(len(traced.step.operations))
                 memory = memory.measured(place for place in places if memory.is_bounded(place))
