@@ -16,7 +16,7 @@ from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.report_parts import counted, format_count, format_share, headed_table, heading, item, shorten
 from trady.planner.strategies import STRATEGIES, TOP_SHARE, DrawRule
-from trady.planner.summary import ChosenLayer, PlanFigures, plan_figures
+from trady.planner.summary import ChosenLayer, PlanFigures, plan_figures, with_most_bytes
 from trady.planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class _LayerTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.max_width >= _WIDE
-        shown = _with_most_bytes(self.layers)
+        shown = with_most_bytes(self.layers, MOST_ROWS)
         parts = ("gradients", "stored", "state") if wide else ()
         heads = ("kind", "channels", *parts, "bytes", "value")
         cells = [
@@ -200,11 +200,6 @@ class _LayerTable:
             yield f"and {len(rest)} more: {sum(layer.channels for layer in rest):,} channels, {num_bytes}, " + (
                 f"{format_share(sum(layer.value_share for layer in rest))} of the value"
             )
-
-
-def _with_most_bytes(layers: Sequence[ChosenLayer]) -> list[ChosenLayer]:
-    kept = set(sorted(layers, key=lambda layer: -layer.update_bytes)[:MOST_ROWS])
-    return [layer for layer in layers if layer in kept]
 
 
 def _parts(layer: ChosenLayer) -> tuple[int, int, int]:

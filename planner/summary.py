@@ -97,6 +97,12 @@ class PlanFigures(StepFigures):
     training_bytes: PartOf
 
 
+def with_most_bytes(layers: Sequence[ChosenLayer], most: int) -> list[ChosenLayer]:
+    """The layers with the most bytes, in the model's order."""
+    kept = set(sorted(layers, key=lambda layer: -layer.update_bytes)[:most])
+    return [layer for layer in layers if layer in kept]
+
+
 def plan_figures(plan: Plan) -> PlanFigures:
     """Derive the figures a report shows. For strategies that draw anew each epoch, those of the first (seed 0)."""
     table, first = plan.table, draw(plan, 0)

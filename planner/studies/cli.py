@@ -84,7 +84,7 @@ def study_command(
             say("Drawing")
             written = write_views(study, output, missing)
         _tell(study, as_json)
-        for note in missing:
+        for note in missing.values():
             click.echo(f"Note: {note}", err=True)
         tell_written(*written)
     if study.failures:

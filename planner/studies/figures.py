@@ -9,7 +9,7 @@ from trady.planner.report_parts import shorten
 from trady.planner.studies.answers import Answers, Measure, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
-from trady.planner.summary import ChosenLayer
+from trady.planner.summary import with_most_bytes
 from trady.planner.units import format_bytes
 
 #: Curves told apart by colour; what goes beyond shares the line styles below them.
@@ -29,18 +29,19 @@ _AXIS_NAMES: Final = {
 }
 
 
-def plot_study(study: Study, path: str | Path, measure: Measure = Measure.RGN_REACHED) -> None:
+def plot_study(study: Study, *paths: str | Path, measure: Measure = Measure.RGN_REACHED) -> None:
     """Draw a study: every curve over its budgets with knees and front, and below the bytes of one budget by layer.
 
     Args:
         study: With one row at least that trains something.
-        path: ``.png`` or ``.svg``.
+        paths: Files of the same drawing, ``.png`` or ``.svg``.
         measure: What the curves show.
 
     Raises:
-        TradyError: The path cannot be written, or matplotlib is not installed.
+        TradyError: A path cannot be written, or matplotlib is not installed.
     """
-    check_figure_path(path)
+    for path in paths:
+        check_figure_path(path)
     shown = example_row(study.answers)
     with matplotlib_ready():
         from matplotlib.figure import Figure
@@ -49,7 +50,8 @@ def plot_study(study: Study, path: str | Path, measure: Measure = Measure.RGN_RE
         above, below = figure.subplots(2, 1, height_ratios=(3, 2))
         _draw_curves(above, study.answers, measure)
         _draw_layers(below, study.answers, shown)
-        save_figure(figure, Path(path))
+        for path in paths:
+            save_figure(figure, Path(path))
 
 
 def example_row(answers: Answers) -> StudyRow:
@@ -118,7 +120,7 @@ def _draw_curve(
 def _draw_layers(axes: Any, answers: Answers, row: StudyRow) -> None:
     """Bytes of each layer that trains, stacked by kind, in the model's order."""
     found = bought(row)
-    layers = _with_most_bytes(found.layers)
+    layers = with_most_bytes(found.layers, _MOST_LAYERS)
     base = [0] * len(layers)
     for (label, field), colour in zip(_PARTS.items(), COLOURS, strict=False):
         sizes = [getattr(layer, field) for layer in layers]
@@ -138,9 +140,3 @@ def _draw_layers(axes: Any, answers: Answers, row: StudyRow) -> None:
         fontsize=9,
     )
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _with_most_bytes(layers: Sequence[ChosenLayer]) -> list[ChosenLayer]:
-    most = sorted(layers, key=lambda layer: -sum(getattr(layer, field) for field in _PARTS.values()))
-    kept = {layer.name for layer in most[:_MOST_LAYERS]}
-    return [layer for layer in layers if layer.name in kept]
