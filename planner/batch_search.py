@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from trady.planner.errors import BudgetError, PlanError, TracingError
+from trady.planner.errors import PlanError, TracingError
 from trady.planner.plan import Plan
 from trady.planner.planning import ModelSource, make_plan, priorities_without_data
 from trady.planner.priorities import Priorities
@@ -104,6 +104,6 @@ def _worth(plan_at: Callable[[int], Plan], size: int, min_value: float) -> Plan 
     """The plan of a batch size, unless it does not fit or is worth too little."""
     try:
         found = plan_at(size)
-    except BudgetError:
+    except PlanError:  # the budget, or the bound of the backward pass: the smallest batch was within both
         return None
-    return found if found.solver.value >= min_value and any(found.counts) else None
+    return found if found.solver.value >= min_value else None

@@ -105,8 +105,8 @@ class _Planner:
         found = self._program.solve(budget_bytes)
         if found.status is SolverStatus.UNKNOWN:
             return StudyRow(setting=setting, bought=None, why=NOTHING_FOUND)
-        if found.status is SolverStatus.INFEASIBLE:
-            return self._infeasible(setting)
+        if found.status is SolverStatus.INFEASIBLE:  # by the backward pass: the budget would hold a layer
+            return StudyRow(setting=setting, bought=None, why=self._refusal(budget_bytes))
         return StudyRow(setting=setting, bought=self._bought(found))
 
     def smallest_row(self, target: float) -> StudyRow:
@@ -134,10 +134,14 @@ class _Planner:
 
     def _infeasible(self, setting: Setting) -> StudyRow:
         column, budget = self._column, setting.budget_bytes
-        request = replace(column.request, budget_bytes=budget)
         remedies = tuple(remedy for remedy in column.remedies if remedy.needed_bytes <= budget)
-        why = str(no_layer_fits(column.table, request))
-        return StudyRow(setting=setting, bought=None, why=why, needed_bytes=column.least_budget, remedies=remedies)
+        why, needed = self._refusal(budget), column.least_budget
+        return StudyRow(setting=setting, bought=None, why=why, needed_bytes=needed, remedies=remedies)
+
+    def _refusal(self, budget_bytes: int) -> str:
+        """What ``make_plan`` says to a budget that trains nothing."""
+        column = self._column
+        return str(no_layer_fits(column.table, replace(column.request, budget_bytes=budget_bytes)))
 
     def _bought(self, found: Selection) -> Bought:
         column, table = self._column, self._column.table

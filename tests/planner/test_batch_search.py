@@ -50,6 +50,17 @@ def test_a_least_value_bounds_the_batch(net: nn.Module, pictures: torch.Tensor, 
     assert next_plan.solver.value < 0.5
 
 
+def test_a_bounded_backward_pass_bounds_the_batch(
+    net: nn.Module, pictures: torch.Tensor, priorities: Priorities
+) -> None:
+    traced = trace(net, pictures)
+    options = {"budget": "60KB", "priorities": priorities, "max_backward_macs": 2_000_000}
+    plan = plan_largest_batch(net, pictures, traced=traced, **options)
+    assert plan.table.backward_macs(plan.counts) <= 2_000_000
+    with pytest.raises(PlanError, match="--max-backward-macs 2000000"):
+        make_plan(net, pictures, batch_size=plan.settings.batch_size + 1, traced=traced, **options)
+
+
 def test_a_budget_that_holds_nothing_that_grows(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
     with pytest.raises(PlanError, match=r"Any batch size fits: with 1,048,576 samples stem still trains"):
         plan_largest_batch(net, pictures, traced=trace(net, pictures), priorities=priorities, budget="6KB")

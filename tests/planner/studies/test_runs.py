@@ -248,6 +248,16 @@ def test_what_all_rows_share(net: nn.Module, pictures: torch.Tensor, priorities:
         studied(net, pictures, priorities, memory_format="diagonal")
 
 
+def test_a_bounded_backward_pass_is_told_as_it_is(
+    net: nn.Module, pictures: torch.Tensor, priorities: Priorities
+) -> None:
+    options = {"budgets": "60KB", "batch_sizes": (2,), "optimizers": ("sgd",), "max_backward_macs": 1}
+    (row,) = studied(net, pictures, priorities, **options).rows
+    assert "--max-backward-macs 1" in row.why
+    assert row.status == "failed"
+    assert row.needed_bytes is None
+
+
 def test_priorities_are_of_one_model(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
     with pytest.raises(StudyError, match="Priorities are of one model"):
         study({"a": (net, pictures), "b": (net, pictures)}, priorities=priorities)
