@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from rich.console import Console
@@ -25,14 +25,14 @@ def values(kind: Any) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
 
-class _BatchSize(click.ParamType[int]):
-    """A number of samples, or ``max``, which is read as 0."""
+class _BatchSize(click.ParamType[int | Literal["max"]]):
+    """A number of samples, or ``max``."""
 
     name = "SIZE|max"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if str(value) == "max":
-            return 0
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Literal["max"]:
+        if value == "max":
+            return "max"
         if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value!r} is neither a number of samples above 0 nor max.", param, ctx)
         return int(value)
@@ -165,7 +165,7 @@ def profile_command(**options: Any) -> None:
 def _plan(
     *,
     budget: str,
-    batch_size: int,
+    batch_size: int | Literal["max"],
     min_value: float | None,
     priorities: Path | None,
     scheme: str | None,
@@ -178,7 +178,7 @@ def _plan(
     **options: Any,
 ) -> None:
     parse_bytes(budget)
-    if min_value is not None and batch_size:
+    if min_value is not None and batch_size != "max":
         raise click.UsageError("--min-value is for --batch-size max. Leave it out, or give both.")
     check_outputs(output, plot, html, graph, draw)
     _check_figures(plot, html, graph, draw)
@@ -203,15 +203,15 @@ def _plan(
             loss=loaded.loss,
             head=model_kwargs["head"],
             train=plan_kwargs["train"],
-            batch_sizes=(batch_size,) if batch_size else None,
+            batch_sizes=None if batch_size == "max" else (batch_size,),
             **step,
         )
         choice = plan_kwargs | step | {"budget": budget, "loss": loaded.loss, "scheme": ratios, "progress": say}
         choice |= {"source": prepared.source, "priorities": known or measure, "traced": traced}
-        if batch_size:
-            plan = make_plan(loaded.model, prepared.inputs, batch_size=batch_size, **choice)
-        else:
+        if batch_size == "max":
             plan = plan_largest_batch(loaded.model, prepared.inputs, min_value=min_value or 0.0, **choice)
+        else:
+            plan = make_plan(loaded.model, prepared.inputs, batch_size=batch_size, **choice)
         _write_figures(plan, traced, plot, graph, draw)
         _write_page(plan, html)
     if output is not None:

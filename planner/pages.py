@@ -25,7 +25,7 @@ def page(title: str, body: str, data: Any, scripts: Iterable[str]) -> str:
 
     Args:
         title: Foreign text.
-        body: Markup without foreign text: scripts fill it in from the data.
+        body: Its main part, markup without foreign text: scripts fill it in from the data.
         data: What JSON can hold.
         scripts: Sources that run after plotly and :file:`assets/page.js`.
 
@@ -48,7 +48,13 @@ def page(title: str, body: str, data: Any, scripts: Iterable[str]) -> str:
 {asset("page.css")}</style>
 </head>
 <body>
-{body}
+<header>
+  <h1 id="title"></h1>
+  <button type="button" id="theme"></button>
+</header>
+<main>
+{body}</main>
+<footer>Made by Trady. Bytes are decimal: 1 kB is 1,000 bytes. This file needs no network.</footer>
 <noscript><p>This page needs JavaScript, which is turned off.</p></noscript>
 <script type="application/json" id="data">{embedded_json(data)}</script>
 {blocks}

@@ -42,7 +42,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return page(HOSTILE, "<main></main>", {"names": [HOSTILE]}, ["'use strict';\r\n"])
+    return page(HOSTILE, "<p></p>", {"names": [HOSTILE]}, ["'use strict';\r\n"])
 
 
 @pytest.fixture(scope="module")
