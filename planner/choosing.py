@@ -11,7 +11,7 @@ from trady.planner.calibration import slice_norms
 from trady.planner.errors import PlanError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
-from trady.planner.options import Scope, Strategy
+from trady.planner.options import Inclusion, Scope, Strategy
 from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
 from trady.planner.priorities import LayerPriority, Priorities
 from trady.planner.refining import RefinedTable
@@ -185,13 +185,14 @@ def solved(request: Request, table: CostTable, priorities: Sequence[LayerPriorit
     if not any(layer.norm_sum for layer in priorities):
         raise PlanError(NOTHING_OF_WORTH)
     limits = request.limits()
-    selection = solve(table, [layer.norm_sum for layer in priorities], limits)
+    norms = None if request.inclusion is Inclusion.UNIFORM else [layer.channel_norms for layer in priorities]
+    selection = solve(table, [layer.norm_sum for layer in priorities], limits, norms)
     if selection.status is SolverStatus.INFEASIBLE:
         raise no_layer_fits(table, request)
     if selection.status is SolverStatus.UNKNOWN:
         raise PlanError(NOTHING_FOUND)
     strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(table.layers))))
-    return Choice(strategy, _solver_record(selection, limits.horizon), selection.counts)
+    return Choice(strategy, _solver_record(selection, limits.horizon, request.inclusion), selection.counts)
 
 
 def scheme_counts_of(
@@ -230,12 +231,13 @@ def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) 
     return tuple(sorted(order[:count].tolist()))
 
 
-def _solver_record(selection: Selection, horizon: float) -> SolverRecord:
+def _solver_record(selection: Selection, horizon: float, inclusion: Inclusion) -> SolverRecord:
     return SolverRecord(
         status="optimal" if selection.status is SolverStatus.OPTIMAL else "feasible",
         value=rounded_figure(selection.value),
         bound=rounded_figure(selection.bound),
         gap=rounded_figure(selection.gap),
         horizon=horizon,
+        inclusion=inclusion,
         ortools_version=solver_version(),
     )

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from trady.planner.commands import CONTEXT, check_outputs, errors_told, output_path, read_scheme, stages, tell_written
-from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
+from trady.planner.options import DType, Inclusion, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
 from trady.planner.units import parse_bytes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -84,7 +84,7 @@ def choice_options(command: Command) -> Command:
         click.option("--max-depth", type=click.IntRange(min=1), metavar="N", help="Draw only from the last N layers."),
         click.option("--max-backward-macs", type=click.IntRange(min=1), metavar="N", help="Bound the backward pass."),
         click.option("--min-channels", type=click.IntRange(min=1), default=1, help="Fewest channels of a layer."),
-        click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]"),
+        click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 16]"),
         click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer."),
         click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'."),
     ]  # fmt: skip
@@ -120,6 +120,9 @@ def step_options(command: Command) -> Command:
 @click.option("--min-value", type=click.FloatRange(0, 1), help="Least value with --batch-size max.  [default: 0]")
 @click.option("--optimizer", type=values(OptimizerKind), default="sgd", help="Its state is in the budget.")
 @click.option("--strategy", type=values(Strategy), default="solver", help="How layers and channels are chosen.")
+@click.option(
+    "--inclusion", type=values(Inclusion), default="uniform", help="Draw a layer's channels alike, or by norm."
+)
 @click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
 @click.option("--priorities", type=click.Path(path_type=Path), help="File made by trady-profile.")
 @click.option("-o", "--output", type=output_path(), help="Write the plan (JSON).")

@@ -49,6 +49,15 @@ class MemoryFormat(StrEnum):
     CHANNELS_LAST = "channels_last"
 
 
+class Inclusion(StrEnum):
+    """How likely the channels of a layer are to be drawn, under the solver's fixed counts."""
+
+    UNIFORM = "uniform"
+    """All alike."""
+    WEIGHTED = "weighted"
+    """The larger the gradient norm, the likelier: for layers whose norm lies in few channels, as transformers' does."""
+
+
 class Strategy(StrEnum):
     """A layer rule, a draw rule, and whether the draw is fixed or made anew each epoch."""
 

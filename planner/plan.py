@@ -12,7 +12,7 @@ from trady.planner.cost_records import Count, Record
 from trady.planner.errors import PlanError
 from trady.planner.files import write_atomically
 from trady.planner.ledger import CostTable, Ledger
-from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
+from trady.planner.options import DType, Inclusion, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
 from trady.planner.priorities import Norm, PrioritySource
 from trady.planner.schedule import draw
 
@@ -140,6 +140,7 @@ class SolverRecord(Record):
         bound: Proven upper bound of that share.
         gap: Distance to the bound, relative to it.
         horizon: Draws the value looks ahead.
+        inclusion: How likely the channels of a layer are to be drawn.
         ortools_version: Version of the solver; empty for the papers' strategies.
     """
 
@@ -148,6 +149,7 @@ class SolverRecord(Record):
     bound: float
     gap: float
     horizon: float
+    inclusion: Inclusion = Inclusion.UNIFORM
     ortools_version: str
 
 

@@ -27,7 +27,17 @@ from trady.planner.costing import build_cost_table
 from trady.planner.errors import PlanError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
-from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy, choose, read_patterns
+from trady.planner.options import (
+    DType,
+    Inclusion,
+    MemoryFormat,
+    NormMode,
+    OptimizerKind,
+    Scope,
+    Strategy,
+    choose,
+    read_patterns,
+)
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.refining import RefinedTable
@@ -88,6 +98,7 @@ def make_plan(
     max_backward_macs: int | None = None,
     min_channels: int = 1,
     horizon: float | None = None,
+    inclusion: Inclusion | str = Inclusion.UNIFORM,
     scheme: Mapping[str, float] | str | None = None,
     source: ModelSource | None = None,
     traced: Trace | None = None,
@@ -103,7 +114,7 @@ def make_plan(
             training adds to inference's weights) or ``"peak"`` (the most that is live at any moment of a step).
         batch_size: Samples of a micro-batch; by default those of ``inputs``.
         optimizer: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
-        epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
+        epochs: Planned epochs.
         strategy: ``"solver"``, or one of the papers' by name.
         priorities: Gradient norms, or a function that measures them, called once the budget is known to train
             something; by default measured on synthetic inputs, uniform where nothing can be measured.
@@ -122,7 +133,10 @@ def make_plan(
         max_depth: Draw from the last so many layers only.
         max_backward_macs: Most multiply-adds of a backward pass.
         min_channels: Fewest channels of a chosen layer.
-        horizon: Draws the solver's value looks ahead; 4 by default, 1 prefers nothing but the largest norms.
+        horizon: Draws the solver's value looks ahead; 16 by default. The more, the more layers share the budget; 1
+            prefers nothing but the largest norms.
+        inclusion: ``"uniform"`` draws the channels of a layer alike, ``"weighted"`` those with larger norms more often:
+            for layers whose norm lies in a few channels, as transformers' does.
         scheme: For ``su``: layer name -> ratio, or the name of a published scheme.
         source: Record of how the model was built.
         traced: A trace of this very model, to save tracing it again; norm mode, types, device, layout and head are
@@ -144,6 +158,7 @@ def make_plan(
         min_channels=min_channels,
         max_backward_macs=max_backward_macs,
         horizon=horizon,
+        inclusion=choose(Inclusion, inclusion, "Inclusion"),
     )
     request.check(scheme)
     say = progress or _silent

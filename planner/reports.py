@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Lines
-from trady.planner.options import DType, Scope
+from trady.planner.options import DType, Inclusion, Scope
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.report_parts import counted, format_count, format_share, headed_table, heading, item, shorten
@@ -211,6 +211,8 @@ def value_note(plan: Plan) -> str:
     rule, horizon = STRATEGIES[plan.strategy.name], plan.solver.horizon
     draws = "one draw" if horizon == 1 else f"{horizon:g} draws"
     note = f"value: gradient norm that {draws} can be expected to reach, as a share of all layers'."
+    if plan.solver.inclusion is Inclusion.WEIGHTED:
+        note += " Channels with larger norms are drawn more often."
     if rule.dynamic and rule.draw is not DrawRule.FIXED_COUNTS:
         pool = counted(len(plan.strategy.eligible), "layer")
         note += f" Shown is the first epoch with seed 0; each epoch fills the budget anew from {pool}."

@@ -9,7 +9,7 @@ import numpy as np
 from trady.planner.coverage import DEFAULT_HORIZON
 from trady.planner.errors import BudgetError, PlanError, TradyError
 from trady.planner.ledger import CostTable, Ledger
-from trady.planner.options import DType, OptimizerKind, Scope, Strategy
+from trady.planner.options import DType, Inclusion, OptimizerKind, Scope, Strategy
 from trady.planner.selections import Limits
 from trady.planner.units import format_bytes
 
@@ -36,6 +36,7 @@ class Request:
         min_channels: Fewest channels of a chosen layer.
         max_backward_macs: Most multiply-adds of a backward pass, if any.
         horizon: Draws the solver's value looks ahead; ``None`` where not said.
+        inclusion: How likely the solver's channels are to be drawn.
     """
 
     budget_bytes: int
@@ -47,6 +48,7 @@ class Request:
     min_channels: int
     max_backward_macs: int | None
     horizon: float | None
+    inclusion: Inclusion = Inclusion.UNIFORM
 
     def check(self, scheme: Mapping[str, float] | str | None) -> None:
         """Collect every contradiction and say them at once.
@@ -76,7 +78,8 @@ class Request:
             (
                 self.strategy is Strategy.SOLVER or not self._only_the_solver_heeds(),
                 f"Strategy {self.strategy.value!r} fills the budget by its own rule: --min-channels, "
-                "--max-backward-macs and --horizon are the solver's. Leave them out, or use --strategy solver.",
+                "--max-backward-macs, --horizon and --inclusion are the solver's. Leave them out, or use --strategy "
+                "solver.",
             ),
         )
         problems = [message for holds, message in rules if not holds]
@@ -84,18 +87,18 @@ class Request:
             raise PlanError(" ".join(problems))
 
     def limits(self) -> Limits:
-        """The same for the solver: its value looks ahead over no more draws than there are epochs."""
-        horizon = DEFAULT_HORIZON if self.horizon is None else self.horizon
+        """The same for the solver."""
         return Limits(
             self.budget_bytes,
             self.scope,
             min_channels=self.min_channels,
             max_backward_macs=self.max_backward_macs,
-            horizon=min(horizon, float(self.epochs)),
+            horizon=DEFAULT_HORIZON if self.horizon is None else self.horizon,
         )
 
     def _only_the_solver_heeds(self) -> bool:
-        return self.min_channels > 1 or self.max_backward_macs is not None or self.horizon is not None
+        of_solver = self.horizon is not None or self.inclusion is not Inclusion.UNIFORM
+        return of_solver or self.min_channels > 1 or self.max_backward_macs is not None
 
 
 def cheapest_layer(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> tuple[int, int]:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from trady.planner.errors import StrategyError
 from trady.planner.filling import Pool, fill_in_order, fill_uniformly, moved_together
+from trady.planner.inclusion import inclusion_probabilities, systematic_draws
 from trady.planner.ledger import CostTable, Ledger
 from trady.planner.line_model import Bytes
+from trady.planner.options import Inclusion
 from trady.planner.purse import Purses
 from trady.planner.random_words import (
     Channels,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 Norms: TypeAlias = NDArray[np.float64]
 #: Streams of random words of one seed and epoch that do not overlap.
 _CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM = range(3)
+#: The first of those with one for each input group.
+_INCLUSION_STREAMS: Final = 16
 #: Runs times epochs that are drawn at a time where counts are fixed, and the words they may take together.
 _ROWS_AT_ONCE: Final = 2000
 _WORDS_AT_ONCE: Final = 2**23
@@ -170,6 +174,9 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
         epochs: Consecutive, from any on.
         seeds: Seed of each run.
     """
+    if plan.solver.inclusion is Inclusion.WEIGHTED:
+        yield from (_weighted_draws(plan, epoch, seeds) for epoch in epochs)
+        return
     drawer, space = _Drawer(plan, 0, seeds), Scratch()
     counts = drawer.planned_counts()
     every = plan.table.line_model.most_of_groups(counts)
@@ -184,6 +191,14 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
             own = slice(place * len(seeds), (place + 1) * len(seeds))
             found = {index: drawn[own] for index, drawn in channels.items()}
             yield ChannelDraws(epoch, counts, found, every, every)
+
+
+def _weighted_draws(plan: "Plan", epoch: int, seeds: Sequence[int]) -> ChannelDraws:
+    """The planned counts, larger norms more often."""
+    drawer = _Drawer(plan, epoch, seeds)
+    counts = drawer.planned_counts()
+    stored = plan.table.line_model.most_of_groups(counts)
+    return ChannelDraws(epoch, counts, drawer.weighted_counts(counts[0], stored[0]), stored, stored)
 
 
 class _Drawer:
@@ -239,6 +254,25 @@ class _Drawer:
                 beyond = np.arange(found.shape[1]) >= drawn
                 found = np.where(beyond, found.dtype.type(layer.in_channels), found)
             channels[index] = found
+        return channels
+
+    def weighted_counts(self, counts: Bytes, stored: Bytes) -> dict[int, Channels]:
+        """Fixed counts, an input group's channels drawn by the norms of all its members that draw.
+
+        Each draw lies in random order, so that a member that takes fewer takes any of them alike.
+
+        Args:
+            counts: Channels drawn, ``[layers]``.
+            stored: Channels stored, ``[groups]``.
+        """
+        channels: dict[int, Channels] = {}
+        for group in np.flatnonzero(stored).tolist():
+            members = np.flatnonzero((self._lines.group_of == group) & (counts > 0)).tolist()
+            norms = np.sum([self._plan.channel_norms(index) for index in members], axis=0)
+            likely = inclusion_probabilities(norms.tolist(), int(stored[group]), self._plan.solver.horizon)
+            words = words_of_runs(self._seeds, self._epoch, _INCLUSION_STREAMS + group, len(norms) + 1)
+            drawn = systematic_draws(likely, np.argsort(words[:, 1:], axis=1, kind="stable"), words[:, 0])
+            channels |= {index: drawn[:, : counts[index]] for index in members}
         return channels
 
     def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from trady.planner.coverage import DEFAULT_HORIZON
 from trady.planner.options import Scope
 
 #: Share of the best value that may be given up for fewer residual bytes.
@@ -41,7 +42,7 @@ class Limits:
     scope: Scope
     min_channels: int = 1
     max_backward_macs: int | None = None
-    horizon: float = 4.0
+    horizon: float = DEFAULT_HORIZON
     deterministic_time: float = 2.0
     seed: int = 0
 

@@ -14,11 +14,12 @@ from ortools.sat.python import cp_model
 
 from trady.planner.cost_records import INDEX_BYTES, SLICE_BLOCK
 from trady.planner.ledger import CostTable
+from trady.planner.leftovers import spend_leftovers
 from trady.planner.options import Scope
 from trady.planner.peaks import MARGIN_PERCENT
 from trady.planner.selections import TOLERANCE, Limits, Selection, SolverStatus
 from trady.planner.step_moments import Moment
-from trady.planner.value_curves import fill_segments, units_of, value_segments
+from trady.planner.value_curves import Segment, fill_segments, units_of, value_segments, weighted_segments
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12
@@ -54,18 +55,21 @@ def solver_version() -> str:
     return str(ortools.__version__)
 
 
-def solve(table: CostTable, values: Sequence[float], limits: Limits) -> Selection:
+def solve(
+    table: CostTable, values: Sequence[float], limits: Limits, norms: Sequence[Sequence[float]] | None = None
+) -> Selection:
     """Choose channel counts of the greatest value within the limits.
 
     Args:
         table: Costs of the eligible layers.
         values: Gradient norm of each layer, summed over its channels.
         limits: Budget and other bounds.
+        norms: Gradient norm of each channel, layer by layer, where the larger ones are drawn more often.
 
     Returns:
         The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
     """
-    return Program(table, values, limits).solve(limits.budget_bytes)
+    return Program(table, values, limits, norms).solve(limits.budget_bytes)
 
 
 @dataclass
@@ -84,16 +88,19 @@ class Program:
         table: Costs of the eligible layers.
         values: Gradient norm of each layer, summed over its channels.
         limits: Bounds beside the budget.
+        norms: Gradient norm of each channel, layer by layer, where the larger ones are drawn more often.
     """
 
-    def __init__(self, table: CostTable, values: Sequence[float], limits: Limits) -> None:
-        self._table, self._limits = table, limits
+    def __init__(
+        self,
+        table: CostTable,
+        values: Sequence[float],
+        limits: Limits,
+        norms: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        self._table, self._values, self._limits = table, values, limits
         self._total = max(sum(values), 1e-300)
-        curves = (
-            value_segments(layer.in_channels, _VALUE_UNITS * value / self._total, limits.horizon)
-            for layer, value in zip(table.layers, values, strict=True)
-        )
-        self._curves = list(curves)
+        self._curves = self._value_curves(norms)
         self._model = cp_model.CpModel()
         self._variables = _Variables()
         self._trained: dict[int, cp_model.IntVar] = {}
@@ -117,14 +124,29 @@ class Program:
             self._limit, self._limit_at_zero = limit.index, int(limit.proto.linear.domain[1])
             self._add_objectives()
 
+    def _value_curves(self, norms: Sequence[Sequence[float]] | None) -> list[list[Segment]]:
+        units, horizon = [_VALUE_UNITS * value / self._total for value in self._values], self._limits.horizon
+        if norms is not None:
+            return [weighted_segments(found, whole, horizon) for found, whole in zip(norms, units, strict=True)]
+        sizes = [layer.in_channels for layer in self._table.layers]
+        return [value_segments(size, whole, horizon) for size, whole in zip(sizes, units, strict=True)]
+
     def solve(self, budget_bytes: int) -> Selection:
-        """The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes."""
+        """The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
+
+        What is left of the budget then goes to the same layers.
+        """
         program = self._with_budget(budget_bytes)
         found = program._maximise()
         if not any(found.counts):
             nothing = SolverStatus.UNKNOWN if found.status is SolverStatus.UNKNOWN else SolverStatus.INFEASIBLE
             return replace(found, status=nothing)
-        return program._with_fewest_residuals(found)
+        return program._with_leftovers(program._with_fewest_residuals(found), budget_bytes)
+
+    def _with_leftovers(self, found: Selection, budget_bytes: int) -> Selection:
+        """Spend on the same layers what is left."""
+        limits = replace(self._limits, budget_bytes=budget_bytes)
+        return self._selection(spend_leftovers(self._table, found.counts, self._values, limits), found.bound)
 
     def _with_budget(self, budget_bytes: int) -> "Program":
         """This program with the budget in its place, or a copy where other moments of the step become critical."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from trady.planner.cost_records import INDEX_BYTES
 from trady.planner.coverage import coverage_value
+from trady.planner.inclusion import expected_norms
 from trady.planner.ledger import CostTable
+from trady.planner.options import Inclusion
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST
 from trady.planner.schedule import ChannelDraw, draw
@@ -186,7 +188,14 @@ def layer_rgn(plan: Plan) -> tuple[float, ...]:
 
 def value_shares(plan: Plan) -> tuple[float, ...]:
     """Value of every layer of the table, as a share of the value of training everything: norms times coverage."""
-    return covered_shares(plan.layer_values, plan.table, plan.counts, plan.solver.horizon)
+    if plan.solver.inclusion is Inclusion.UNIFORM:
+        return covered_shares(plan.layer_values, plan.table, plan.counts, plan.solver.horizon)
+    reached = [
+        float(expected_norms(plan.channel_norms(index), [count], plan.solver.horizon)[0])
+        for index, count in enumerate(plan.counts)
+    ]
+    total = fsum(plan.layer_values)
+    return tuple(found / total if total else 0.0 for found in reached)
 
 
 def covered_shares(

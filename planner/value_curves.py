@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Final
 
 from trady.planner.coverage import coverage_value
+from trady.planner.inclusion import curve_counts, expected_norms
 
 #: Up to this many channels a layer's value curve is exact; above, so many chords, which err by 0.6 % at most.
 _EXACT_CHANNELS: Final = 16
@@ -31,6 +32,18 @@ def value_segments(channels: int, total_units: float, horizon: float) -> list[Se
     for start, end in pairwise(_edges(channels, horizon)):
         gained = coverage_value(end / channels, horizon) - coverage_value(start / channels, horizon)
         units = int(gained * total_units / (end - start))
+        segments.append(Segment(end - start, min(units, segments[-1].units) if segments else units))
+    return segments
+
+
+def weighted_segments(norms: Sequence[float], total_units: float, horizon: float) -> list[Segment]:
+    """The same where channels are drawn the more often, the larger their norms."""
+    edges = curve_counts(len(norms), norms, horizon, _SEGMENTS)
+    values = expected_norms(norms, edges, horizon)
+    scale = total_units / values[-1]
+    segments: list[Segment] = []
+    for (start, end), gained in zip(pairwise(edges), (values[1:] - values[:-1]).tolist(), strict=True):
+        units = int(gained * scale / (end - start))
         segments.append(Segment(end - start, min(units, segments[-1].units) if segments else units))
     return segments
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from trady.planner.coverage import coverage_value, waiting_mass
+from trady.planner.options import Inclusion
 from trady.planner.plan import Plan
 from trady.planner.strategies import STRATEGIES, DrawRule
 from trady.planner.summary import layer_rgn
@@ -25,7 +26,7 @@ def closed_forms(plan: Plan, mean_counts: Values, squares: Values) -> Mapping[st
         squares: Share of the squared gradient norm that each layer holds, ``[epochs, layers]``.
     """
     rule = STRATEGIES[plan.strategy.name]
-    if rule.draw not in _UNIFORM:
+    if rule.draw not in _UNIFORM or plan.solver.inclusion is not Inclusion.UNIFORM:
         return None
     layers = plan.table.layers
     sizes = np.array([layer.in_channels for layer in layers])

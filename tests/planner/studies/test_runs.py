@@ -277,7 +277,7 @@ def test_the_price_of_the_next_kilobyte_is_that_of_the_best_next_channel(
             more = [*plan.counts]
             more[index] += 1
             cost = plan.table.ledger(more).scopes.update - spent
-            covered = [1 - (1 - channels / layer.in_channels) ** 4 for channels in (count, count + 1)]
+            covered = [1 - (1 - channels / layer.in_channels) ** plan.solver.horizon for channels in (count, count + 1)]
             gained = plan.layer_values[index] * (covered[1] - covered[0]) / sum(plan.layer_values)
             best = max(best, gained / cost * 1000 if cost else 0.0)
     assert found.bought.next_kilobyte == pytest.approx(best)

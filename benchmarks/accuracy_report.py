@@ -1,0 +1,244 @@
+"""``docs/accuracy.md``: tables, paired tests and figures from the runs of the accuracy benchmark."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from accuracy_figures import draw_budgets, draw_depth, draw_policies
+from accuracy_statistics import Mean, Paired, mean_of, paired
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PAGE: Final = ROOT / "docs" / "accuracy.md"
+PROSE: Final = Path(__file__).with_name("accuracy_prose.md")
+PRIORITIES: Final = ROOT / "benchmarks" / "results" / "priorities.json"
+
+Row = Mapping[str, Any]
+Where = tuple[str, str, int, int]
+
+#: Networks whose tables stand in the page, and what reads pictures.
+_VISION: Final = ("mbv2-w0.35", "mcunet-5fps", "proxyless-w0.3")
+_TEXT: Final = "minilm-l6"
+#: Pairs of policies that the page compares: on pictures, and on texts.
+_COMPARED: Final = (
+    ("solver", "trady"),
+    ("solver E=4", "trady"),
+    ("solver AdamW", "trady"),
+    ("solver AdamW", "medyate"),
+    ("solver", "medyate"),
+    ("solver", "solver E=4"),
+    ("medyate", "trady"),
+    ("lara-trady", "trady"),
+    ("trady", "s-topk-random"),
+    ("d-full-random", "s-full-random"),
+    ("d-det-rgn", "s-det-rgn"),
+    ("trady", "d-full-random"),
+    ("trady", "d-det-rgn"),
+    ("trady", "su"),
+    ("trady AdamW", "trady"),
+    ("solver 1 draw", "solver"),
+    ("solver 4 draws", "solver"),
+    ("solver with stem", "solver"),
+    ("solver 20 layers", "solver"),
+    ("solver 10 layers", "solver"),
+    ("solver momentum", "solver"),
+    ("solver E=1", "solver"),
+)
+_COMPARED_TEXTS: Final = (
+    ("solver AdamW", "s-det-rgn AdamW"),
+    ("solver E=4 AdamW", "s-det-rgn AdamW"),
+    ("solver E=1 AdamW", "s-det-rgn AdamW"),
+    ("solver AdamW", "trady AdamW"),
+    ("solver E=4 AdamW", "trady AdamW"),
+    ("s-det-rgn AdamW", "trady AdamW"),
+    ("d-det-rgn AdamW", "s-det-rgn AdamW"),
+    ("trady AdamW", "trady"),
+    ("solver E=4 AdamW", "solver"),
+    ("s-det-rgn AdamW", "s-det-rgn"),
+)
+
+
+def write_report(rows: Sequence[Row]) -> None:
+    """Write the page and its figures.
+
+    Args:
+        rows: All runs; those that chose a learning rate are counted only.
+    """
+    judged = [row for row in rows if not row["choosing"]]
+    parts = {
+        "runs": _runs(rows),
+        "vision": _scores(judged, _VISION, smallest=True),
+        "vision_tests": _tests(judged, _VISION, _COMPARED),
+        "budgets": _by_budget(judged),
+        "text": _scores(judged, (_TEXT,), smallest=False),
+        "text_tests": _tests(judged, (_TEXT,), _COMPARED_TEXTS),
+        "norms": _scores(judged, ("mbv2-w0.35", "mbv2-w0.35 with norms"), smallest=True, only=_NORM_ROWS),
+        "depth": _depth(judged),
+        "ranks": _ranks(),
+        "rates": _rates(judged),
+    }
+    PAGE.write_text(PROSE.read_text().format(**parts))
+    draw_policies(judged, _VISION, ROOT / "docs" / "accuracy-policies.svg")
+    draw_budgets(judged, ROOT / "docs" / "accuracy-budgets.svg")
+    draw_depth(judged, ROOT / "docs" / "accuracy-depth.svg")
+
+
+_NORM_ROWS: Final = ("full", "trady", "full, norms train", "trady, norms train", "solver, norms train")
+
+
+def scores_by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[float]]:
+    """Accuracies in percent, grouped."""
+    groups: dict[Any, list[float]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(100 * row["accuracy"])
+    return groups
+
+
+def is_smallest(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a row has the smallest budget of its network."""
+    return bool(row["budget_elements"] == min(r["budget_elements"] for r in rows if r["network"] == row["network"]))
+
+
+def _runs(rows: Sequence[Row]) -> str:
+    judged = [row for row in rows if not row["choosing"]]
+    hours = sum(row["seconds"] for row in rows) / 3600
+    versions = ", ".join(sorted({f"torch {row['torch']}" for row in rows}))
+    over = sum(bool(row["exceeded"]) for row in judged if row["policy"]["strategy"] not in ("full", "su"))
+    return (
+        f"{len(judged)} judged runs and {len(rows) - len(judged)} that chose learning rates, {hours:.1f} hours of one "
+        f"processor in all ({versions}, {rows[0]['machine']}, two processes of one thread each). "
+        f"Runs whose measured bytes exceed their plan: {over}."
+    )
+
+
+def _scores(rows: Sequence[Row], networks: Sequence[str], *, smallest: bool, only: Sequence[str] = ()) -> str:
+    chosen = [row for row in rows if row["network"] in networks and (not smallest or is_smallest(row, rows))]
+    chosen = [row for row in chosen if not only or row["policy"]["name"] in only]
+    columns = sorted({(row["network"], row["data"]) for row in chosen}, key=lambda found: networks.index(found[0]))
+    names = list(dict.fromkeys(row["policy"]["name"] for row in chosen))
+    by_cell = scores_by(chosen, lambda row: (row["policy"]["name"], row["network"], row["data"]))
+    lines = [
+        "| policy | " + " | ".join(f"{network}, {data}" for network, data in columns) + " | update bytes | step |",
+        "| --- |" + " --: |" * (len(columns) + 2),
+    ]
+    names.sort(key=lambda name: -_common_mean(by_cell, name, columns))
+    for name in names:
+        mine = [row for row in chosen if row["policy"]["name"] == name]
+        cells = [_cell(by_cell.get((name, *column))) for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} | {_bytes(mine)} | {_step(mine)} |")
+    return "\n".join(lines)
+
+
+def _common_mean(by_cell: Mapping[Any, list[float]], name: str, columns: Sequence[tuple[str, str]]) -> float:
+    """Rank of a policy: how far it is from the mean of each column that it has, on average."""
+    distances = []
+    for column in columns:
+        if found := by_cell.get((name, *column)):
+            everyone = [mean_of(scores).value for (_, *where), scores in by_cell.items() if tuple(where) == column]
+            distances.append(mean_of(found).value - mean_of(everyone).value)
+    return mean_of(distances).value
+
+
+def _cell(scores: Sequence[float] | None) -> str:
+    if not scores:
+        return ""
+    found = mean_of(scores)
+    return f"{found.value:.2f}" + (f" ({found.count})" if found.count > 1 else "")
+
+
+def _bytes(rows: Sequence[Row]) -> str:
+    """Smallest and largest measured bytes of scope ``update``, and of what always trains beside the head."""
+    found = [row["measured_update_bytes"] for row in rows]
+    low, high = min(found), max(found)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _step(rows: Sequence[Row]) -> str:
+    return f"{mean_of([row['step_ms'] for row in rows]).value:.0f} ms"
+
+
+def _tests(rows: Sequence[Row], networks: Sequence[str], compared: Sequence[tuple[str, str]]) -> str:
+    mine = [row for row in rows if row["network"] in networks and is_smallest(row, rows)]
+    lines = ["| first | second | first minus second, points | p | first ahead |", "| --- | --- | --: | --: | --: |"]
+    for first, second in compared:
+        found = compare(mine, first, second)
+        if found is not None:
+            lines.append(
+                f"| {first} | {second} | {found.difference:+.2f} ± {found.half_width:.2f} | {found.p_value:.3f} | "
+                f"{found.wins:g} of {found.pairs} |"
+            )
+    return "\n".join(lines)
+
+
+def compare(rows: Sequence[Row], first: str, second: str) -> Paired | None:
+    """Two policies on all networks, data, budgets and seeds that both were run on; ``None`` under two pairs."""
+    by_policy: dict[str, dict[Where, float]] = defaultdict(dict)
+    for row in rows:
+        where = row["network"], row["data"], row["budget_elements"], row["seed"]
+        by_policy[row["policy"]["name"]][where] = 100 * row["accuracy"]
+    common = sorted(by_policy[first].keys() & by_policy[second].keys())
+    if len(common) < 2:
+        return None
+    return paired([by_policy[first][where] for where in common], [by_policy[second][where] for where in common])
+
+
+def _by_budget(rows: Sequence[Row]) -> str:
+    mine = [row for row in rows if row["network"] == "mbv2-w0.35" and row["data"] == "food10" and row["seed"] == 0]
+    budgets = sorted({row["budget_elements"] for row in mine})
+    found = scores_by(mine, lambda row: (row["policy"]["name"], row["budget_elements"]))
+    names = [name for name in dict.fromkeys(row["policy"]["name"] for row in mine) if (name, budgets[-1]) in found]
+    lines = [
+        "| policy | " + " | ".join(f"{budget:,}" for budget in budgets) + " |",
+        "| --- |" + " --: |" * len(budgets),
+    ]
+    lines += [f"| {name} | " + " | ".join(_cell(found.get((name, b))) for b in budgets) + " |" for name in names]
+    return "\n".join(lines)
+
+
+_DEPTHS: Final = ("solver with stem", "solver", "solver 20 layers", "solver 10 layers", "trady", "head")
+
+
+def _depth(rows: Sequence[Row]) -> str:
+    mine = [row for row in rows if row["network"] == "mbv2-w0.35" and is_smallest(row, rows) and row["seed"] == 0]
+    shared = {row["data"] for row in mine if row["policy"]["name"] == "solver 10 layers"}
+    mine = [row for row in mine if row["data"] in shared]
+    lines = ["| policy | layers | training bytes | step | accuracy |", "| --- | --: | --: | --: | --: |"]
+    for name in _DEPTHS:
+        found = [row for row in mine if row["policy"]["name"] == name]
+        if found:
+            score: Mean = mean_of([100 * row["accuracy"] for row in found])
+            training = mean_of([row["measured_training_bytes"] for row in found]).value
+            layers = mean_of([row["layers"] for row in found]).value
+            lines.append(f"| {name} | {layers:.0f} | {training / 1000:,.0f} kB | {_step(found)} | {score.value:.2f} |")
+    return "\n".join(lines)
+
+
+def _ranks() -> str:
+    content = json.loads(PRIORITIES.read_text())
+    lines = ["| network | between tasks | real against synthetic | tail index |", "| --- | --: | --: | --: |"]
+    for network, tails in content["tail_index"].items():
+        pairs = [r for r in content["rows"] if r["network"] == network and "another seed" not in r["second"]]
+        tasks = [r["spearman"] for r in pairs if "synthetic" not in (r["first"], r["second"])]
+        synthetic = [r["spearman"] for r in pairs if "synthetic" in (r["first"], r["second"])]
+        alphas = [alpha for name, alpha in tails.items() if name != "synthetic"]
+        lines.append(
+            f"| {network} | {min(tasks):.2f} to {max(tasks):.2f} | {min(synthetic):.2f} to {max(synthetic):.2f} | "
+            f"{min(alphas):.2f} to {max(alphas):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _rates(rows: Sequence[Row]) -> str:
+    """The learning rate each policy chose, by network."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    chosen: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["rate"] not in chosen[row["policy"]["name"], row["network"]]:
+            chosen[row["policy"]["name"], row["network"]].append(row["rate"])
+    names = list(dict.fromkeys(name for name, _ in chosen))
+    lines = [f"| policy | {' | '.join(networks)} |", "| --- |" + " --: |" * len(networks)]
+    for name in names:
+        cells = [", ".join(f"{rate:g}" for rate in sorted(chosen.get((name, network), []))) for network in networks]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,300 @@
+"""One run of the accuracy benchmark: plan, train through the engine, measure the bytes, score."""
+
+import hashlib
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accuracy_tasks import CACHE, NETWORKS, Task, open_task
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trady.engine import Engine
+from trady.engine.recipes import learning_rate_at, make_optimizer
+from trady.planner import Plan, calibrate, make_plan
+from trady.planner.heads import fit_head, replace_head
+from trady.planner.options import OptimizerKind, Strategy
+from trady.planner.priorities import Priorities
+from trady.planner.training_step import Batch, call_model
+
+_HEAD: Final = "classifier"
+_CALIBRATION_BATCHES: Final = 16
+_NORM_BATCHES: Final = 8
+_EVALUATED_AT_ONCE: Final = 50
+#: Policies whose bytes follow from what they train, and a budget that whole networks fit into.
+_UNBOUNDED: Final = ("full", Strategy.SU)
+_EVERYTHING: Final = "1TB"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What trains, by name.
+
+    Args:
+        name: As the tables show it.
+        strategy: The planner's strategy; ``head``, ``bias`` and ``full`` are no strategies but bounds.
+        plan: Further options of ``make_plan``.
+        value: What a channel is worth to the solver: its gradient ``norm``, or the ``square`` of it.
+        optimizer: What trains; the plan is charged for its state.
+        draws_per_epoch: Draws in each epoch; 0 for one draw that stays.
+    """
+
+    name: str
+    strategy: str
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    value: str = "norm"
+    optimizer: OptimizerKind = OptimizerKind.SGD
+    draws_per_epoch: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast.
+
+    Args:
+        size: Pixels of a side, or tokens of a text.
+        epochs: Epochs, each ending in a draw.
+        samples: Samples of an epoch, at random from the training data.
+        batch_size: Samples of an optimizer step.
+        micro_batch: Samples the bytes are planned and measured for; gradients of so many are accumulated.
+        warmup: Epochs of warm-up.
+    """
+
+    size: int
+    epochs: int
+    samples: int
+    batch_size: int = 32
+    micro_batch: int = 1
+    warmup: float = 0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Args:
+        network: Its name.
+        data: Its name.
+        budget: Elements, as the papers count.
+        policy: What trains.
+        recipe: How.
+        rate: Peak learning rate of SGD.
+        seed: Of draws, order and augmentation.
+        choosing: Trains without a part of the training data, which it is scored on: to choose a learning rate.
+    """
+
+    network: str
+    data: str
+    budget: int
+    policy: Policy
+    recipe: Recipe
+    rate: float
+    seed: int = 0
+    choosing: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells this run from any other."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train and score; a row of the results."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    network = NETWORKS[cell.network]
+    task = open_task(network, cell.data, cell.recipe.size)
+    if cell.choosing:
+        task = task.held_out()
+    model = _with_head(cell, task)
+    plan = _planned(cell, task, model)
+    torch.manual_seed(cell.seed)
+    engine = Engine(model, plan, seed=cell.seed)
+    bytes_of = _measured(engine, task, cell)
+    seconds = _train(engine, cell, task)
+    return {
+        "network": cell.network,
+        "data": cell.data,
+        "budget_elements": cell.budget,
+        "policy": asdict(cell.policy),
+        "recipe": asdict(cell.recipe),
+        "rate": cell.rate,
+        "seed": cell.seed,
+        "choosing": cell.choosing,
+        **_scores(model, task),
+        "layers": len(plan.chosen),
+        "channels": sum(plan.counts),
+        "value": plan.solver.value,
+        **bytes_of,
+        "step_ms": round(1000 * seconds, 2),
+        "seconds": round(time.perf_counter() - started, 1),
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "key": cell.key,
+    }
+
+
+def _with_head(cell: Cell, task: Task) -> nn.Module:
+    """The pre-trained network under a head fitted to the frozen features: where every run starts from."""
+    model = task.network.build()
+    replace_head(model, _HEAD, task.classes)
+    path = CACHE / "heads" / f"{cell.network}-{cell.data}-{cell.recipe.size}-{'part' if cell.choosing else 'all'}.st"
+    if not path.exists():
+        fit_head(model, _HEAD, _full_batches(task))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_once(path, lambda partial: save_file(model.get_submodule(_HEAD).state_dict(), partial))
+    model.get_submodule(_HEAD).load_state_dict(load_file(path))
+    return model
+
+
+def _full_batches(task: Task) -> Iterator[Batch]:
+    size = _EVALUATED_AT_ONCE
+    return (task.batch(task.train, torch.arange(i, i + size)) for i in range(0, len(task.train) - size + 1, size))
+
+
+def _planned(cell: Cell, task: Task, model: nn.Module) -> Plan:
+    policy, recipe = cell.policy, cell.recipe
+    inputs = task.batch(task.train, torch.arange(recipe.micro_batch)).inputs
+    options: dict[str, Any] = {
+        "budget": _EVERYTHING if policy.strategy in _UNBOUNDED else 4 * cell.budget,
+        "batch_size": recipe.micro_batch,
+        "strategy": policy.strategy if policy.strategy in list(Strategy) else Strategy.SOLVER,
+        "priorities": _worth(_priorities(cell, task, model), policy.value),
+        "memory_format": "channels_last" if task.network.reads_pictures else "contiguous",
+        "head": _HEAD,
+        "optimizer": policy.optimizer,
+    }
+    bound: dict[str, Any] = {"train": "*bias"} if policy.strategy in ("full", "bias") else {}
+    if policy.strategy == Strategy.SU:
+        bound = _scheme(cell, model)
+    plan = make_plan(model, inputs, **options | bound | dict(policy.plan))
+    return _without_draws(plan) if policy.strategy in ("head", "bias") else plan
+
+
+def _scheme(cell: Cell, model: nn.Module) -> dict[str, Any]:
+    """MIT's scheme of the budget: ratios of the layers, and the biases of the last convolutions."""
+    network = NETWORKS[cell.network]
+    scheme, num_biases = network.schemes[network.budgets.index(cell.budget)]
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return {"scheme": scheme, "train": [f"{name}.bias" for name in convolutions[-num_biases:]]}
+
+
+def _without_draws(plan: Plan) -> Plan:
+    """The same plan with nothing drawn: what always trains is left."""
+    none = (0,) * len(plan.counts)
+    return plan.model_copy(update={"counts": none, "ledger": plan.table.ledger(none)})
+
+
+@cache
+def _read_priorities(path: Path) -> Priorities:
+    return Priorities.load(path)
+
+
+def _priorities(cell: Cell, task: Task, model: nn.Module) -> Priorities:
+    """Gradient norms on some of the training data, measured once for a network, task and size."""
+    path = CACHE / "priorities" / f"{cell.network}-{cell.data}-{cell.recipe.size}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = calibrate(model, _random_batches(task, _CALIBRATION_BATCHES, 16, seed=0), origin=cell.data)
+        _write_once(path, found.save)
+    return _read_priorities(path)
+
+
+def _random_batches(task: Task, number: int, size: int, seed: int) -> Iterator[Batch]:
+    order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))
+    return (task.batch(task.train, index) for index in order[: number * size].split(size))
+
+
+def _worth(priorities: Priorities, value: str) -> Priorities:
+    if value == "norm":
+        return priorities
+    layers = [
+        layer.model_copy(update={"channel_norms": tuple(norm**2 for norm in layer.channel_norms)})
+        for layer in priorities.layers
+    ]
+    return Priorities.model_validate(priorities.model_dump(exclude={"layers"}) | {"layers": tuple(layers)})
+
+
+def _measured(engine: Engine, task: Task, cell: Cell) -> dict[str, Any]:
+    """Bytes of a real step with the first draw, beside the planned ones."""
+    first = task.batch(task.train, torch.arange(cell.recipe.micro_batch))
+    found = engine.measure(first.inputs, first.targets)
+    scopes = found.as_json()["scope_bytes"]
+    return {
+        "planned_update_bytes": engine.ledger.scopes.update,
+        "always_trained_bytes": engine.ledger.lines.always_trained,
+        "measured_update_bytes": scopes["update"],
+        "measured_training_bytes": scopes["training"],
+        "measured_peak_bytes": scopes["peak"],
+        "exceeded": [text for text in found.exceeded if not text.startswith("peak")],
+    }
+
+
+def _train(engine: Engine, cell: Cell, task: Task) -> float:
+    """Train as the recipe says; returns the median time of a step in seconds."""
+    recipe, generator = cell.recipe, torch.Generator().manual_seed(cell.seed)
+    steps = recipe.samples // recipe.batch_size
+    total = recipe.epochs * steps
+    optimizer = engine.register(make_optimizer(engine.parameters(), cell.policy.optimizer, learning_rate=cell.rate))
+    assert optimizer is not None
+    order = torch.empty(0, dtype=torch.int64)
+    seconds = []
+    engine.train()
+    with warnings.catch_warnings():
+        # The bytes are those of a micro-batch. Norms are frozen, so its accumulated gradients are the whole batch's.
+        warnings.filterwarnings("ignore", message="A batch of")
+        for step in range(total):
+            _draw_if_due(engine, cell, task, step, steps)
+            if len(order) < recipe.batch_size:
+                order = torch.cat([order, torch.randperm(len(task.train), generator=generator)])
+            index, order = order[: recipe.batch_size], order[recipe.batch_size :]
+            batch = task.batch(task.train, index, generator)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(
+                    step, peak=cell.rate, warmup_steps=recipe.warmup * steps, total_steps=total
+                )
+            started = time.perf_counter()
+            F.cross_entropy(call_model(engine, batch.inputs), batch.targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - started)
+    engine.state_dict()  # the model's own weights are current from here on
+    return float(np.median(seconds))
+
+
+def _draw_if_due(engine: Engine, cell: Cell, task: Task, step: int, steps: int) -> None:
+    draws = cell.policy.draws_per_epoch
+    number, rest = divmod(step, steps // draws if draws else cell.recipe.epochs * steps)
+    if rest:
+        return
+    batches = None
+    if cell.policy.strategy == Strategy.D_DET_RGN:
+        batches = _random_batches(task, _NORM_BATCHES, cell.recipe.batch_size, seed=cell.seed + number)
+    engine.resample(number, batches=batches)
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, task: Task) -> dict[str, float]:
+    """Accuracy and mean cross-entropy on the test data."""
+    model.eval()
+    right, loss = 0, 0.0
+    for batch in task.batches(task.test, _EVALUATED_AT_ONCE):
+        logits = call_model(model, batch.inputs)
+        right += int((logits.argmax(dim=1) == batch.targets).sum())
+        loss += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+    return {"accuracy": right / len(task.test), "loss": round(loss / len(task.test), 5)}
+
+
+def _write_once(path: Path, save: Callable[[Path], Any]) -> None:
+    """Write beside the path and move: processes that make the same file at once do not read half of it."""
+    partial = path.with_name(f"{path.name}.{time.monotonic_ns()}")
+    save(partial)
+    partial.replace(path)
