@@ -120,6 +120,16 @@ class Priorities(Record):
         """SHA-256 of the content: which priorities a plan was made from."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @cached_property
+    def concentration(self) -> float:
+        """Share of the squared gradient norm that the largest hundredth of the channels of wide layers hold.
+
+        Wide are those with a hundred channels and more; 0 where there is none.
+        """
+        wide = [layer for layer in self.layers if len(layer.channel_norms) >= 100]
+        whole = math.fsum(layer.norm**2 for layer in wide)
+        return math.fsum(map(_largest_squares, wide)) / whole if whole else 0.0
+
     def ranked(self, key: str = "rgn") -> list[LayerPriority]:
         """Layers by ``"rgn"`` or ``"lara"``, the largest first."""
         return sorted(self.layers, key=lambda layer: getattr(layer, key), reverse=True)
@@ -149,6 +159,11 @@ class Priorities(Record):
             raise CalibrationError(
                 f"Priorities {path} cannot be read: {where}: {first['msg']}. Make them with trady-profile."
             ) from error
+
+
+def _largest_squares(layer: LayerPriority) -> float:
+    number = len(layer.channel_norms) // 100
+    return math.fsum(norm**2 for norm in sorted(layer.channel_norms, reverse=True)[:number])
 
 
 def top_layers(layers: Sequence[LayerPriority], share: float) -> list[int]:

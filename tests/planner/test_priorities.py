@@ -46,3 +46,12 @@ def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
 def test_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"No such file.*trady-profile"):
         Priorities.load(tmp_path / "none.json")
+
+
+def test_concentration_is_the_share_of_the_largest_hundredth() -> None:
+    wide = layer("wide", (10.0, *[1.0] * 199))
+    narrow = layer("narrow", (3.0, 4.0))
+    found = Priorities(
+        source=PrioritySource.DATA, origin="", num_batches=1, batch_size=1, tail_index=None, layers=(wide, narrow)
+    )
+    assert found.concentration == pytest.approx((100 + 1) / (100 + 199)), "narrow layers say nothing"
