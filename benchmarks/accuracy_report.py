@@ -12,6 +12,7 @@ from accuracy_statistics import Mean, Paired, mean_of, paired
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "accuracy.md"
 PROSE: Final = Path(__file__).with_name("accuracy_prose.md")
+ANSWERS: Final = Path(__file__).with_name("accuracy_answers.md")
 PRIORITIES: Final = ROOT / "benchmarks" / "results" / "priorities.json"
 
 Row = Mapping[str, Any]
@@ -36,25 +37,24 @@ _COMPARED: Final = (
     ("trady", "d-full-random"),
     ("trady", "d-det-rgn"),
     ("trady", "su"),
-    ("trady AdamW", "trady"),
+    ("solver AdamW", "solver"),
+    ("solver weighted", "solver"),
     ("solver 1 draw", "solver"),
     ("solver 4 draws", "solver"),
     ("solver with stem", "solver"),
     ("solver 20 layers", "solver"),
     ("solver 10 layers", "solver"),
-    ("solver momentum", "solver"),
     ("solver E=1", "solver"),
 )
 _COMPARED_TEXTS: Final = (
-    ("solver AdamW", "s-det-rgn AdamW"),
-    ("solver E=4 AdamW", "s-det-rgn AdamW"),
-    ("solver E=1 AdamW", "s-det-rgn AdamW"),
-    ("solver AdamW", "trady AdamW"),
-    ("solver E=4 AdamW", "trady AdamW"),
+    ("solver weighted AdamW", "s-det-rgn AdamW"),
+    ("solver weighted E=4 AdamW", "s-det-rgn AdamW"),
+    ("solver weighted AdamW", "trady AdamW"),
+    ("solver weighted E=4 AdamW", "trady AdamW"),
+    ("solver weighted AdamW", "solver AdamW"),
     ("s-det-rgn AdamW", "trady AdamW"),
     ("d-det-rgn AdamW", "s-det-rgn AdamW"),
-    ("trady AdamW", "trady"),
-    ("solver E=4 AdamW", "solver"),
+    ("solver AdamW", "solver"),
     ("s-det-rgn AdamW", "s-det-rgn"),
 )
 
@@ -65,9 +65,11 @@ def write_report(rows: Sequence[Row]) -> None:
     Args:
         rows: All runs; those that chose a learning rate are counted only.
     """
-    judged = [row for row in rows if not row["choosing"]]
+    judged = latest(rows)
     parts = {
         "runs": _runs(rows),
+        "recipe": _recipe(judged),
+        "answers": ANSWERS.read_text(),
         "vision": _scores(judged, _VISION, smallest=True),
         "vision_tests": _tests(judged, _VISION, _COMPARED),
         "budgets": _by_budget(judged),
@@ -85,6 +87,25 @@ def write_report(rows: Sequence[Row]) -> None:
 
 
 _NORM_ROWS: Final = ("full", "trady", "full, norms train", "trady, norms train", "solver, norms train")
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """The judged runs; where a cell was run at several learning rates, the last of them."""
+    found: dict[tuple[str, Where], Row] = {}
+    for row in rows:
+        if not row["choosing"]:
+            found[row["policy"]["name"], _where(row)] = row
+    return list(found.values())
+
+
+def _where(row: Row) -> Where:
+    return row["network"], row["data"], row["budget_elements"], row["seed"]
+
+
+def _recipe(rows: Sequence[Row]) -> str:
+    """How long runs are, pictures first."""
+    found = dict.fromkeys((r["recipe"]["epochs"], r["recipe"]["samples"], r["recipe"]["batch_size"]) for r in rows)
+    return "; ".join(f"{epochs} epochs of {samples:,} samples in batches of {size}" for epochs, samples, size in found)
 
 
 def scores_by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[float]]:
@@ -175,8 +196,7 @@ def compare(rows: Sequence[Row], first: str, second: str) -> Paired | None:
     """Two policies on all networks, data, budgets and seeds that both were run on; ``None`` under two pairs."""
     by_policy: dict[str, dict[Where, float]] = defaultdict(dict)
     for row in rows:
-        where = row["network"], row["data"], row["budget_elements"], row["seed"]
-        by_policy[row["policy"]["name"]][where] = 100 * row["accuracy"]
+        by_policy[row["policy"]["name"]][_where(row)] = 100 * row["accuracy"]
     common = sorted(by_policy[first].keys() & by_policy[second].keys())
     if len(common) < 2:
         return None

@@ -13,7 +13,7 @@ from torch import nn
 from plays import Play
 from tables import all_counts, peak_tables
 from trady.planner.costing import build_cost_table
-from trady.planner.coverage import coverage_value
+from trady.planner.coverage import DEFAULT_HORIZON, coverage_value
 from trady.planner.errors import BudgetError, PlanError
 from trady.planner.gradient_flow import NodeRun, Passed, follow_gradients
 from trady.planner.ledger import CostTable
@@ -47,7 +47,7 @@ def test_the_solver_finds_the_best_within_the_peak(table: CostTable, budget: int
 
     def worth(counts: Sequence[int]) -> float:
         shares = (
-            coverage_value(count / layer.in_channels, 4.0) for count, layer in zip(counts, table.layers, strict=True)
+            coverage_value(count / layer.in_channels, DEFAULT_HORIZON) for count, layer in zip(counts, table.layers, strict=True)
         )
         return sum(norm * share for norm, share in zip(norms, shares, strict=True))
 
