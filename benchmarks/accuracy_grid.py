@@ -15,8 +15,8 @@ _MOST_BEYOND: Final = 2
 #: Seed of the runs that choose a learning rate; those that are judged have 0, 1, 2...
 _CHOOSING_SEED: Final = 100
 #: The solver without the stem, which reads the batch and so is free in scope ``update``, but drags the backward pass.
-_SOLVER: Final = {"exclude": "stem", "horizon": 16.0}
-_WEIGHTED_4: Final = {"exclude": "stem", "horizon": 4.0, "inclusion": "weighted"}
+_SOLVER: Final = {"exclude": "stem", "horizon": 4.0}
+_WEIGHTED_16: Final = {"exclude": "stem", "horizon": 16.0, "inclusion": "weighted"}
 _ADAMW: Final = OptimizerKind.ADAMW
 
 POLICIES: Final[Mapping[str, Policy]] = {
@@ -36,19 +36,19 @@ POLICIES: Final[Mapping[str, Policy]] = {
         Policy("medyate", "medyate"),
         Policy("solver", "solver", _SOLVER),
         Policy("solver E=1", "solver", _SOLVER | {"horizon": 1.0}),
-        Policy("solver E=4", "solver", _SOLVER | {"horizon": 4.0}),
+        Policy("solver E=16", "solver", _SOLVER | {"horizon": 16.0}),
         Policy("solver E=64", "solver", _SOLVER | {"horizon": 64.0}),
         Policy("solver weighted", "solver", _SOLVER | {"inclusion": "weighted"}),
         Policy("solver squared", "solver", _SOLVER, value="square"),
-        Policy("solver with stem", "solver", {"horizon": 16.0}),
-        Policy("solver 20 layers", "solver", {"horizon": 16.0, "max_depth": 20}),
-        Policy("solver 10 layers", "solver", {"horizon": 16.0, "max_depth": 10}),
+        Policy("solver with stem", "solver", {"horizon": 4.0}),
+        Policy("solver 20 layers", "solver", {"horizon": 4.0, "max_depth": 20}),
+        Policy("solver 10 layers", "solver", {"horizon": 4.0, "max_depth": 10}),
         Policy("solver 4 draws", "solver", _SOLVER, draws_per_epoch=4),
         Policy("solver 1 draw", "solver", _SOLVER, draws_per_epoch=0),
         Policy("solver momentum", "solver", _SOLVER, optimizer=OptimizerKind.MOMENTUM),
         Policy("full, norms train", "full", {"norm": "train", "train": ("*bias", "*norm.weight")}),
         Policy("trady, norms train", "trady", {"norm": "train"}),
-        Policy("solver, norms train", "solver", {"norm": "train", "horizon": 16.0, "exclude": "stem*"}),
+        Policy("solver, norms train", "solver", {"norm": "train", "horizon": 4.0, "exclude": "stem*"}),
         Policy("full AdamW", "full", optimizer=_ADAMW),
         Policy("head AdamW", "head", optimizer=_ADAMW),
         Policy("trady AdamW", "trady", optimizer=_ADAMW),
@@ -57,11 +57,10 @@ POLICIES: Final[Mapping[str, Policy]] = {
         Policy("s-det-rgn AdamW", "s-det-rgn", optimizer=_ADAMW),
         Policy("d-det-rgn AdamW", "d-det-rgn", optimizer=_ADAMW),
         Policy("solver AdamW", "solver", _SOLVER, optimizer=_ADAMW),
-        Policy("solver weighted AdamW", "solver", _SOLVER | {"inclusion": "weighted"}, optimizer=_ADAMW),
-        Policy("solver weighted E=4 AdamW", "solver", _WEIGHTED_4, optimizer=_ADAMW),
         Policy("solver E=1 AdamW", "solver", _SOLVER | {"horizon": 1.0}, optimizer=_ADAMW),
-        Policy("solver E=64 AdamW", "solver", _SOLVER | {"horizon": 64.0}, optimizer=_ADAMW),
-        Policy("solver E=4 AdamW", "solver", _SOLVER | {"horizon": 4.0}, optimizer=_ADAMW),
+        Policy("solver E=16 AdamW", "solver", _SOLVER | {"horizon": 16.0}, optimizer=_ADAMW),
+        Policy("solver weighted AdamW", "solver", _SOLVER | {"inclusion": "weighted"}, optimizer=_ADAMW),
+        Policy("solver weighted E=16 AdamW", "solver", _WEIGHTED_16, optimizer=_ADAMW),
     )
 }
 
@@ -182,10 +181,11 @@ _VARIED: Final = (
     "solver 20 layers",
     "solver 10 layers",
     "solver 1 draw",
-    "solver 4 draws",
     "solver weighted",
     "solver E=1",
 )
+#: Relatives of the paper's rule, run at the learning rate that it chose.
+_AS_TRADY: Final = ("s-topk-random", "d-full-random", "s-full-random", "lara-trady", "head", "bias")
 _SHORT: Final = Recipe(96, 6, 2048)
 _SHORT_TEXT: Final = Recipe(24, 3, 768)
 #: The paper's epochs for Food and CIFAR-100; the whole training data in each.
@@ -198,15 +198,24 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
             ("minilm-l6",),
             _TEXTS,
             (1,),
-            ("trady AdamW", "s-det-rgn AdamW", "solver AdamW", "solver weighted AdamW", "solver weighted E=4 AdamW"),
+            (
+                "trady AdamW",
+                "s-det-rgn AdamW",
+                "solver E=16 AdamW",
+                "solver weighted AdamW",
+                "solver weighted E=16 AdamW",
+            ),
             1,
             _SHORT_TEXT,
             choose_on="trec",
             choosing_epochs=1,
         ),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("trady", "medyate", "solver"), 2, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver E=4", "solver AdamW"), 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("trady", "medyate", "solver"), 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver E=16",), 1, _SHORT, choose_on="food10"),
         Block(("mbv2-w0.35",), ("food10",), (0,), _VARIED, 1, _SHORT, fixed_rate=0.01),
+        Block(("mbv2-w0.35",), ("food10",), (0,), _AS_TRADY, 1, _SHORT, fixed_rate=0.02),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("trady", "medyate", "solver"), 2, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver AdamW",), 1, _SHORT, choose_on="food10"),
         Block(("mbv2-w0.35",), ("food10",), (0,), _PUBLISHED, 1, _SHORT, choose_on="food10"),
         Block(_THREE, ("catdog",), (0,), ("trady", "medyate", "solver"), 1, _SHORT, choose_on="food10"),
         Block(("mbv2-w0.35",), ("food10",), (1, 2), ("trady", "solver"), 1, _SHORT, choose_on="food10"),
@@ -237,7 +246,7 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
             _THREE,
             (*_PICTURES, "cifar10", "cifar100", "flowers102", "pets", "food101", "cub", "vww"),
             (0, 1, 2),
-            (*_PUBLISHED, "solver", "solver E=4", "solver AdamW"),
+            (*_PUBLISHED, "solver", "solver E=16", "solver AdamW"),
             3,
             _LONG,
             choosing_epochs=5,

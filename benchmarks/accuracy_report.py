@@ -24,11 +24,11 @@ _TEXT: Final = "minilm-l6"
 #: Pairs of policies that the page compares: on pictures, and on texts.
 _COMPARED: Final = (
     ("solver", "trady"),
-    ("solver E=4", "trady"),
+    ("solver E=16", "trady"),
     ("solver AdamW", "trady"),
     ("solver AdamW", "medyate"),
     ("solver", "medyate"),
-    ("solver", "solver E=4"),
+    ("solver E=16", "solver"),
     ("medyate", "trady"),
     ("lara-trady", "trady"),
     ("trady", "s-topk-random"),
@@ -48,13 +48,12 @@ _COMPARED: Final = (
 )
 _COMPARED_TEXTS: Final = (
     ("solver weighted AdamW", "s-det-rgn AdamW"),
-    ("solver weighted E=4 AdamW", "s-det-rgn AdamW"),
+    ("solver weighted E=16 AdamW", "s-det-rgn AdamW"),
     ("solver weighted AdamW", "trady AdamW"),
-    ("solver weighted E=4 AdamW", "trady AdamW"),
-    ("solver weighted AdamW", "solver AdamW"),
+    ("solver weighted E=16 AdamW", "trady AdamW"),
+    ("solver weighted E=16 AdamW", "solver E=16 AdamW"),
     ("s-det-rgn AdamW", "trady AdamW"),
     ("d-det-rgn AdamW", "s-det-rgn AdamW"),
-    ("solver AdamW", "solver"),
     ("s-det-rgn AdamW", "s-det-rgn"),
 )
 

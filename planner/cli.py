@@ -84,7 +84,7 @@ def choice_options(command: Command) -> Command:
         click.option("--max-depth", type=click.IntRange(min=1), metavar="N", help="Draw only from the last N layers."),
         click.option("--max-backward-macs", type=click.IntRange(min=1), metavar="N", help="Bound the backward pass."),
         click.option("--min-channels", type=click.IntRange(min=1), default=1, help="Fewest channels of a layer."),
-        click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 16]"),
+        click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]"),
         click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer."),
         click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'."),
     ]  # fmt: skip

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-#: Draws the solver's value looks ahead: the best of 1, 4, 16 and 64 on real networks and data (docs/accuracy.md). The
-#: further it looks, the more layers share the budget; they need not be as many draws as there will be epochs.
-DEFAULT_HORIZON: Final = 16.0
+#: Draws the solver's value looks ahead: the further, the more layers share the budget. Of 4, 16 and 64 the first and the
+#: second are near each other, the third behind (docs/accuracy.md).
+DEFAULT_HORIZON: Final = 4.0
 
 
 def coverage_value(share: float, horizon: float) -> float:

@@ -117,7 +117,7 @@ def make_plan(
             training adds to inference's weights) or ``"peak"`` (the most that is live at any moment of a step).
         batch_size: Samples of a micro-batch; by default those of ``inputs``.
         optimizer: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
-        epochs: Planned epochs.
+        epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
         strategy: ``"solver"``, or one of the papers' by name.
         priorities: Gradient norms, or a function that measures them, called once the budget is known to train
             something; by default measured on synthetic inputs, uniform where nothing can be measured.
@@ -136,7 +136,7 @@ def make_plan(
         max_depth: Draw from the last so many layers only.
         max_backward_macs: Most multiply-adds of a backward pass.
         min_channels: Fewest channels of a chosen layer.
-        horizon: Draws the solver's value looks ahead; 16 by default. The more, the more layers share the budget; 1
+        horizon: Draws the solver's value looks ahead; 4 by default. The more, the more layers share the budget; 1
             prefers nothing but the largest norms.
         inclusion: ``"uniform"`` draws the channels of a layer alike, ``"weighted"`` those with larger norms more often:
             for layers whose norm lies in a few channels, as transformers' does.

@@ -60,7 +60,7 @@ def with_first_draw(plan: Plan) -> Plan:
     if not any(counts):
         _refuse(plan)
     dynamic = STRATEGIES[plan.strategy.name].dynamic
-    horizon = DEFAULT_HORIZON if dynamic else 1.0
+    horizon = min(DEFAULT_HORIZON, float(plan.settings.epochs)) if dynamic else 1.0
     reached = fsum(covered_shares(plan.layer_values, plan.table, counts, horizon))
     solver = plan.solver.model_copy(update={"value": reached, "horizon": horizon})
     return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})

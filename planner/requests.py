@@ -87,13 +87,14 @@ class Request:
             raise PlanError(" ".join(problems))
 
     def limits(self) -> Limits:
-        """The same for the solver."""
+        """The same for the solver: its value looks ahead over no more draws than there are epochs."""
+        horizon = DEFAULT_HORIZON if self.horizon is None else self.horizon
         return Limits(
             self.budget_bytes,
             self.scope,
             min_channels=self.min_channels,
             max_backward_macs=self.max_backward_macs,
-            horizon=DEFAULT_HORIZON if self.horizon is None else self.horizon,
+            horizon=min(horizon, float(self.epochs)),
         )
 
     def _only_the_solver_heeds(self) -> bool:

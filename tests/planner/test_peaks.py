@@ -47,7 +47,8 @@ def test_the_solver_finds_the_best_within_the_peak(table: CostTable, budget: int
 
     def worth(counts: Sequence[int]) -> float:
         shares = (
-            coverage_value(count / layer.in_channels, DEFAULT_HORIZON) for count, layer in zip(counts, table.layers, strict=True)
+            coverage_value(count / layer.in_channels, DEFAULT_HORIZON)
+            for count, layer in zip(counts, table.layers, strict=True)
         )
         return sum(norm * share for norm, share in zip(norms, shares, strict=True))
 
