@@ -2,8 +2,8 @@
 
 from typing import Final
 
-#: Draws the solver's value looks ahead: the further, the more layers share the budget. Of 4, 16 and 64 the first and the
-#: second are near each other, the third behind (docs/accuracy.md).
+#: Draws the solver's value looks ahead: the further, the more layers share the budget. On real networks and data 4 and
+#: 16 are near each other, 64 is behind (docs/accuracy.md).
 DEFAULT_HORIZON: Final = 4.0
 
 
