@@ -215,9 +215,9 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
         Block(("mbv2-w0.35",), ("food10",), (0,), _VARIED, 1, _SHORT, fixed_rate=0.01),
         Block(("mbv2-w0.35",), ("food10",), (0,), _AS_TRADY, 1, _SHORT, fixed_rate=0.02),
         Block(_THREE, ("food10", "cifar10-sub"), (0,), ("trady", "medyate", "solver"), 2, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver AdamW",), 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver AdamW",), 2, _SHORT, choose_on="food10"),
         Block(("mbv2-w0.35",), ("food10",), (0,), _PUBLISHED, 1, _SHORT, choose_on="food10"),
-        Block(_THREE, ("catdog",), (0,), ("trady", "medyate", "solver"), 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("catdog",), (0,), ("trady", "medyate", "solver", "solver AdamW"), 1, _SHORT, choose_on="food10"),
         Block(("mbv2-w0.35",), ("food10",), (1, 2), ("trady", "solver"), 1, _SHORT, choose_on="food10"),
         Block(("mbv2-w0.35 with norms",), ("food10",), (0,), ("trady",), 1, _SHORT, choose_on="food10"),
         Block(
