@@ -63,7 +63,8 @@ def draw_budgets(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel("budget (elements of weights and of one sample's activations)")
         axes.set_ylabel("top-1 (%)")
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.legend(frameon=False, fontsize=8)
+        if shown:
+            axes.legend(frameon=False, fontsize=8)
         tidy_axes(axes)
         save_figure(figure, path)
 

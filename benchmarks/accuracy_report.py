@@ -206,7 +206,7 @@ def _by_budget(rows: Sequence[Row]) -> str:
     mine = [row for row in rows if row["network"] == "mbv2-w0.35" and row["data"] == "food10" and row["seed"] == 0]
     budgets = sorted({row["budget_elements"] for row in mine})
     found = scores_by(mine, lambda row: (row["policy"]["name"], row["budget_elements"]))
-    names = [name for name in dict.fromkeys(row["policy"]["name"] for row in mine) if (name, budgets[-1]) in found]
+    names = [name for name in dict.fromkeys(r["policy"]["name"] for r in mine) if (name, budgets[-1]) in found]
     lines = [
         "| policy | " + " | ".join(f"{budget:,}" for budget in budgets) + " |",
         "| --- |" + " --: |" * len(budgets),
