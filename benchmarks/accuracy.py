@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py --preset quick      # under 20 minutes on 2 cores
     python benchmarks/accuracy.py --preset desk       # what docs/accuracy.md was made from: hours on 2 cores
     python benchmarks/accuracy.py --preset paper      # the papers' whole grid and length, for a GPU or for days
+    python benchmarks/accuracy.py times               # a step of each depth, one minute on a quiet machine
     python benchmarks/accuracy.py report              # tables, tests and figures into docs/
 
 Runs go to ``benchmarks/results/accuracy.jsonl``, one line each, and none is made twice: an interrupted preset goes on.
@@ -22,6 +23,7 @@ from typing import Any, Final
 import click
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "accuracy.jsonl"
+TIMES: Final = RESULTS.with_name("accuracy-times.json")
 #: Tensors of megabytes come and go in each step: glibc is to keep their memory instead of asking the system each time.
 _KEEP_MEMORY: Final = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
 
@@ -46,7 +48,18 @@ def report(results: Path) -> None:
     """Write docs/accuracy.md and its figures from the results."""
     from accuracy_report import write_report
 
-    write_report(read_rows(results))
+    write_report(read_rows(results), json.loads(TIMES.read_text()))
+
+
+@main.command()
+@click.option("--rounds", default=15, show_default=True, help="Steps of each policy, in turn.")
+def times(rounds: int) -> None:
+    """Time a step of the policies whose depth the report compares, on a quiet machine."""
+    from accuracy_grid import depth_cells
+    from accuracy_runs import step_times
+
+    TIMES.write_text(json.dumps({"rounds": rounds, "step_ms": step_times(depth_cells(), rounds)}, indent=1) + "\n")
+    click.echo(TIMES.read_text())
 
 
 def run_preset(preset: str, workers: int, results: Path) -> None:

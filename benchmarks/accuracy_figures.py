@@ -12,6 +12,8 @@ from trady.planner.plotting import COLOURS, matplotlib_ready, save_figure, tidy_
 Row = Mapping[str, Any]
 _BASELINE: Final = "trady"
 _FULL: Final = ("full", "full AdamW")
+#: Points to either side; what lies beyond is drawn as an arrow at the edge.
+_WIDEST: Final = 5.0
 
 
 def draw_policies(rows: Sequence[Row], networks: Sequence[str], path: Path) -> None:
@@ -31,9 +33,11 @@ def draw_policies(rows: Sequence[Row], networks: Sequence[str], path: Path) -> N
                 axes.plot(
                     [found.value - found.half_width, found.value + found.half_width], [place] * 2, "-", color=colour
                 )
-            axes.plot([found.value], [place], "o", color=colour, markersize=5)
+            inside = max(found.value, -_WIDEST)
+            axes.plot([inside], [place], "o" if inside == found.value else "<", color=colour, markersize=5)
         axes.set_yticks(range(len(names)), [f"{name} ({len(differences[name])})" for name in names], fontsize=8)
         axes.axvline(0, color=COLOURS[3], linewidth=0.8)
+        axes.set_xlim(-_WIDEST - 0.2, _WIDEST + 0.2)
         axes.set_xlabel(f"top-1 minus that of {_BASELINE} on the same network, data and seed (points)")
         tidy_axes(axes)
         axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
@@ -69,28 +73,26 @@ def draw_budgets(rows: Sequence[Row], path: Path) -> None:
         save_figure(figure, path)
 
 
-def draw_depth(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over the time of a step, mbv2-w0.35 at its smallest budget: mean over the data every policy has."""
-    mine = [row for row in rows if row["network"] == "mbv2-w0.35" and row["seed"] == 0]
-    smallest = min(row["budget_elements"] for row in mine)
-    mine = [row for row in mine if row["budget_elements"] == smallest and row["data"] != "catdog"]
-    points: dict[str, list[Row]] = defaultdict(list)
-    for row in mine:
-        points[row["policy"]["name"]].append(row)
+def draw_depth(rows: Mapping[str, Row], step_ms: Mapping[str, float], path: Path) -> None:
+    """Accuracy over the time of a step, for policies that reach back to different depths.
+
+    Args:
+        rows: One run by policy.
+        step_ms: Time of a step by policy.
+        path: Of the figure.
+    """
     with matplotlib_ready():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+        figure = Figure(figsize=(6.5, 3.6), layout="constrained")
         axes = figure.subplots()
-        for name, found in points.items():
-            if name in _FULL:
-                continue
-            x = mean_of([row["step_ms"] for row in found]).value
-            y = mean_of([100 * row["accuracy"] for row in found]).value
-            axes.plot([x], [y], "o", color=COLOURS[0] if name.startswith("solver") else "#777777", markersize=5)
-            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        for name in (name for name in step_ms if name in rows):
+            point = step_ms[name], 100 * rows[name]["accuracy"]
+            axes.plot(*point, "o", color=COLOURS[0] if name.startswith("solver") else "#777777", markersize=5)
+            axes.annotate(name, point, xytext=(5, 3), textcoords="offset points", fontsize=8)
         axes.set_xlabel("time of a step of 32 samples (ms, median, one thread)")
-        axes.set_ylabel("top-1 (%), mean over food10 and cifar10-sub")
+        axes.set_ylabel("top-1 (%), one run each")
+        axes.margins(x=0.15)
         tidy_axes(axes)
         save_figure(figure, path)
 

@@ -191,6 +191,16 @@ _SHORT_TEXT: Final = Recipe(24, 3, 768)
 #: The paper's epochs for Food and CIFAR-100; the whole training data in each.
 _LONG: Final = Recipe(128, 50, 50_000, warmup=5.0)
 
+#: Policies whose steps reach back to different depths.
+DEPTHS: Final = ("solver with stem", "solver", "solver 20 layers", "solver 10 layers", "trady", "full", "head")
+
+
+def depth_cells() -> list[Cell]:
+    """Runs of mbv2-w0.35 on food10 at its smallest budget, one of each depth."""
+    network = NETWORKS["mbv2-w0.35"]
+    return [Cell(network.name, "food10", network.budgets[0], POLICIES[name], _SHORT, 0.01) for name in DEPTHS]
+
+
 PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
     "quick": (Block(("mbv2-w0.35",), ("food10",), (0,), ("trady", "medyate", "solver"), 2, _SHORT),),
     "desk": (

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from accuracy_figures import draw_budgets, draw_depth, draw_policies
-from accuracy_statistics import Mean, Paired, mean_of, paired
+from accuracy_grid import DEPTHS
+from accuracy_statistics import Paired, mean_of, paired
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "accuracy.md"
@@ -58,31 +59,37 @@ _COMPARED_TEXTS: Final = (
 )
 
 
-def write_report(rows: Sequence[Row]) -> None:
+def write_report(rows: Sequence[Row], times: Mapping[str, Any]) -> None:
     """Write the page and its figures.
 
     Args:
         rows: All runs; those that chose a learning rate are counted only.
+        times: Time of a step by policy, from a quiet machine.
     """
+    PAGE.write_text(page(rows, times))
+    judged, docs = latest(rows), ROOT / "docs"
+    draw_policies(judged, _VISION, docs / "accuracy-policies.svg")
+    draw_budgets(judged, docs / "accuracy-budgets.svg")
+    draw_depth(depth_rows(judged), times["step_ms"], docs / "accuracy-depth.svg")
+
+
+def page(rows: Sequence[Row], times: Mapping[str, Any]) -> str:
+    """The page's text: prose around tables that are made from the results."""
     judged = latest(rows)
-    parts = {
-        "runs": _runs(rows),
-        "recipe": _recipe(judged),
-        "answers": ANSWERS.read_text(),
-        "vision": _scores(judged, _VISION, smallest=True),
-        "vision_tests": _tests(judged, _VISION, _COMPARED),
-        "budgets": _by_budget(judged),
-        "text": _scores(judged, (_TEXT,), smallest=False),
-        "text_tests": _tests(judged, (_TEXT,), _COMPARED_TEXTS),
-        "norms": _scores(judged, ("mbv2-w0.35", "mbv2-w0.35 with norms"), smallest=True, only=_NORM_ROWS),
-        "depth": _depth(judged),
-        "ranks": _ranks(),
-        "rates": _rates(judged),
-    }
-    PAGE.write_text(PROSE.read_text().format(**parts))
-    draw_policies(judged, _VISION, ROOT / "docs" / "accuracy-policies.svg")
-    draw_budgets(judged, ROOT / "docs" / "accuracy-budgets.svg")
-    draw_depth(judged, ROOT / "docs" / "accuracy-depth.svg")
+    return PROSE.read_text().format(
+        runs=_runs(rows),
+        recipe=_recipe(judged),
+        answers=ANSWERS.read_text(),
+        vision=_scores(judged, _VISION, smallest=True),
+        vision_tests=_tests(judged, _VISION, _COMPARED),
+        budgets=_by_budget(judged),
+        text=_scores(judged, (_TEXT,), smallest=False),
+        text_tests=_tests(judged, (_TEXT,), _COMPARED_TEXTS),
+        norms=_scores(judged, ("mbv2-w0.35", "mbv2-w0.35 with norms"), smallest=True, only=_NORM_ROWS),
+        depth=_depth(judged, times["step_ms"]),
+        ranks=_ranks(),
+        rates=_rates(judged),
+    )
 
 
 _NORM_ROWS: Final = ("full", "trady", "full, norms train", "trady, norms train", "solver, norms train")
@@ -139,14 +146,14 @@ def _scores(rows: Sequence[Row], networks: Sequence[str], *, smallest: bool, onl
     names = list(dict.fromkeys(row["policy"]["name"] for row in chosen))
     by_cell = scores_by(chosen, lambda row: (row["policy"]["name"], row["network"], row["data"]))
     lines = [
-        "| policy | " + " | ".join(f"{network}, {data}" for network, data in columns) + " | update bytes | step |",
-        "| --- |" + " --: |" * (len(columns) + 2),
+        "| policy | " + " | ".join(f"{network}, {data}" for network, data in columns) + " | update bytes |",
+        "| --- |" + " --: |" * (len(columns) + 1),
     ]
     names.sort(key=lambda name: -_common_mean(by_cell, name, columns))
     for name in names:
         mine = [row for row in chosen if row["policy"]["name"] == name]
         cells = [_cell(by_cell.get((name, *column))) for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_bytes(mine)} | {_step(mine)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {_bytes(mine)} |")
     return "\n".join(lines)
 
 
@@ -172,10 +179,6 @@ def _bytes(rows: Sequence[Row]) -> str:
     found = [row["measured_update_bytes"] for row in rows]
     low, high = min(found), max(found)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _step(rows: Sequence[Row]) -> str:
-    return f"{mean_of([row['step_ms'] for row in rows]).value:.0f} ms"
 
 
 def _tests(rows: Sequence[Row], networks: Sequence[str], compared: Sequence[tuple[str, str]]) -> str:
@@ -215,22 +218,21 @@ def _by_budget(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-_DEPTHS: Final = ("solver with stem", "solver", "solver 20 layers", "solver 10 layers", "trady", "head")
-
-
-def _depth(rows: Sequence[Row]) -> str:
-    mine = [row for row in rows if row["network"] == "mbv2-w0.35" and is_smallest(row, rows) and row["seed"] == 0]
-    shared = {row["data"] for row in mine if row["policy"]["name"] == "solver 10 layers"}
-    mine = [row for row in mine if row["data"] in shared]
+def _depth(rows: Sequence[Row], step_ms: Mapping[str, float]) -> str:
+    mine = depth_rows(rows)
     lines = ["| policy | layers | training bytes | step | accuracy |", "| --- | --: | --: | --: | --: |"]
-    for name in _DEPTHS:
-        found = [row for row in mine if row["policy"]["name"] == name]
-        if found:
-            score: Mean = mean_of([100 * row["accuracy"] for row in found])
-            training = mean_of([row["measured_training_bytes"] for row in found]).value
-            layers = mean_of([row["layers"] for row in found]).value
-            lines.append(f"| {name} | {layers:.0f} | {training / 1000:,.0f} kB | {_step(found)} | {score.value:.2f} |")
+    for name in DEPTHS:
+        if name in mine:
+            row = mine[name]
+            training, accuracy = row["measured_training_bytes"] / 1000, 100 * row["accuracy"]
+            lines.append(f"| {name} | {row['layers']} | {training:,.0f} kB | {step_ms[name]:.0f} ms | {accuracy:.2f} |")
     return "\n".join(lines)
+
+
+def depth_rows(rows: Sequence[Row]) -> dict[str, Row]:
+    """mbv2-w0.35 on food10 at the smallest budget, first seed, by policy."""
+    mine = [r for r in rows if (r["network"], r["data"], r["seed"]) == ("mbv2-w0.35", "food10", 0)]
+    return {row["policy"]["name"]: row for row in mine if is_smallest(row, mine)}
 
 
 def _ranks() -> str:

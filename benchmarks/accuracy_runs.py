@@ -4,7 +4,7 @@ import hashlib
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -140,6 +140,45 @@ def run(cell: Cell) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "key": cell.key,
     }
+
+
+def step_times(cells: Sequence[Cell], rounds: int) -> dict[str, float]:
+    """Median time of an optimizer step of each cell's policy in milliseconds, one thread, the policies in turn.
+
+    Args:
+        cells: Runs of one network and task; none is trained to its end.
+        rounds: Steps of each.
+    """
+    torch.set_num_threads(1)
+    steps = {cell.policy.name: _stepping(cell) for cell in cells}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: round(1000 * float(np.median(found)), 1) for name, found in seconds.items()}
+
+
+def _stepping(cell: Cell) -> Callable[[], None]:
+    """Takes one step of a policy, each time on the same batch; warmed up."""
+    task = open_task(NETWORKS[cell.network], cell.data, cell.recipe.size)
+    model = _with_head(cell, task)
+    engine = Engine(model, _planned(cell, task, model), seed=cell.seed)
+    optimizer = engine.register(make_optimizer(engine.parameters(), cell.policy.optimizer, learning_rate=1e-6))
+    assert optimizer is not None
+    batch = task.batch(task.train, torch.arange(cell.recipe.batch_size))
+    engine.train()
+
+    def step() -> None:
+        F.cross_entropy(call_model(engine, batch.inputs), batch.targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A batch of")
+        step()
+    return step
 
 
 def _with_head(cell: Cell, task: Task) -> nn.Module:

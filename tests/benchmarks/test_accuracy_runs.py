@@ -1,12 +1,14 @@
 """Runs of the accuracy benchmark hold the bytes they claim."""
 
+import json
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import RESULTS, TIMES, read_rows
 from accuracy_grid import POLICIES
-from accuracy_report import compare
+from accuracy_report import PAGE, compare, latest, page
 from accuracy_runs import Cell, Recipe, run
 from accuracy_tasks import ASSETS, NETWORKS
 from inverted_residuals import BlockShape, InvertedResidualNetwork
@@ -53,6 +55,17 @@ def test_a_run_measures_what_it_planned(name: str) -> None:
         assert row["measured_update_bytes"] <= 4 * cell.budget
     assert row["accuracy"] > 0.6, "the fitted head alone knows cats from dogs better than that"
     assert row["key"] == cell.key
+
+
+def test_the_page_is_what_the_committed_runs_say() -> None:
+    written = PAGE.read_text()
+    assert written == page(read_rows(RESULTS), json.loads(TIMES.read_text()))
+
+
+def test_where_a_cell_ran_at_two_rates_the_later_counts() -> None:
+    cell = {"network": "n", "data": "x", "budget_elements": 1, "seed": 0, "policy": {"name": "a"}, "choosing": False}
+    rows = [cell | {"rate": 0.1}, cell | {"rate": 0.2}, cell | {"rate": 0.3, "choosing": True}]
+    assert [row["rate"] for row in latest(rows)] == [0.2]
 
 
 def test_policies_are_compared_on_what_both_ran_on() -> None:
