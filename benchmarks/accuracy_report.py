@@ -142,7 +142,7 @@ def _runs(rows: Sequence[Row]) -> str:
 def _scores(rows: Sequence[Row], networks: Sequence[str], *, smallest: bool, only: Sequence[str] = ()) -> str:
     chosen = [row for row in rows if row["network"] in networks and (not smallest or is_smallest(row, rows))]
     chosen = [row for row in chosen if not only or row["policy"]["name"] in only]
-    columns = sorted({(row["network"], row["data"]) for row in chosen}, key=lambda found: networks.index(found[0]))
+    columns = sorted({(row["network"], row["data"]) for row in chosen}, key=lambda c: (networks.index(c[0]), c[1]))
     names = list(dict.fromkeys(row["policy"]["name"] for row in chosen))
     by_cell = scores_by(chosen, lambda row: (row["policy"]["name"], row["network"], row["data"]))
     lines = [
