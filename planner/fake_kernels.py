@@ -85,6 +85,22 @@ def _col2im(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor
     return storage.as_strided(folded.shape, folded.stride())
 
 
+def _weight_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weight norm: the CPU kernel keeps norms of both half types in float32, the fake one of torch 2.14 of one."""
+    normed, norms = func(*args, **kwargs)
+    is_half = norms.dtype in (torch.float16, torch.bfloat16)
+    return normed, norms.float() if is_half and norms.device.type == "cpu" else norms
+
+
+def _grouped_product(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Products of experts: the CPU kernel takes float32, the fake one of torch 2.14 half types alone."""
+    left, right, *rest = args
+    if left.dtype is not torch.float32 or left.device.type != "cpu":
+        product: Tensor = func(*args, **kwargs)
+        return product
+    return func(left.bfloat16(), right.bfloat16(), *rest, **kwargs).contiguous().float()
+
+
 #: Above any probability of dropping, and below one as every number that ``torch.rand`` draws.
 _NEVER_BELOW: Final = 1 - 2**-20
 
@@ -95,6 +111,8 @@ _KERNELS: Final[Mapping[Any, Callable[[Any, Sequence[Any], Mapping[str, Any]], A
     torch.ops.aten.native_layer_norm.default: fake_mixed_norm,
     torch.ops.aten.native_group_norm.default: fake_mixed_norm,
     torch.ops.aten.col2im.default: _col2im,
+    torch.ops.aten._weight_norm_interface.default: _weight_norm,
+    torch.ops.aten._grouped_mm.default: _grouped_product,
 }
 
 

@@ -81,8 +81,6 @@ def test_norms_that_train_keep_their_statistics(name: str, cases: ModuleType, ju
     slow_but(lambda name, dtype: name in (FEW if dtype == "bfloat16" else FEW[:1]), SOME, ["bfloat16", "float16"]),
 )
 def test_model_in_half_precision(name: str, dtype: str, cases: ModuleType, judges: ModuleType) -> None:
-    if (name, dtype) == ("weight-norm", "float16") and torch.__version__ < "2.15":
-        pytest.skip("torch 2.14 keeps norms of weights in float32 on the CPU, in float16 on fake tensors")
     net, inputs = cases.build(name)
     predicted = trace(net, inputs, dtype=dtype, batch_sizes=(2,)).saved_bytes
     cast = map_tensors(lambda x: x.to(getattr(torch, dtype)) if x.is_floating_point() else x, inputs)
@@ -265,8 +263,6 @@ def test_random_networks(judges: ModuleType, parts: list[str], norm: str, batch_
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_zoo(name: str, zoo_member: Callable[[str], tuple[nn.Module, Any]], judges: ModuleType) -> None:
-    if name == "transformers:mixtral" and torch.__version__ < "2.15":
-        pytest.skip("grouped products of fake tensors take float32 from torch 2.15 on")
     net, inputs = zoo_member(name)
     traced = trace(net, inputs, norm="frozen")
     batch = judges.at_batch(inputs, 4)

@@ -221,18 +221,10 @@ def test_every_allowed_name_is_a_class_of_the_named_kinds(package: str) -> None:
 
 @pytest.mark.slow
 def test_every_allowed_name_of_transformers_is_a_class_of_the_named_kinds() -> None:
-    """Other versions lack a few of them; a name that is not there loads nothing."""
     transformers = pytest.importorskip("transformers")
-    names = sorted(name for name in allowed_names() if name.startswith("transformers."))
-    missing = []
-    for name in names:
-        try:
-            resolve(name)
-        except (AttributeError, ModuleNotFoundError):
-            missing.append(name)
-        else:
+    for name in sorted(allowed_names()):
+        if name.startswith("transformers."):
             check_is_allowed_class(name, (transformers.PreTrainedConfig,))
-    assert len(missing) < len(names) / 100, missing
 
 
 def test_the_allow_list_holds_no_other_package_and_no_function_stand_in() -> None:
