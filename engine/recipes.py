@@ -28,7 +28,7 @@ StepLoss = Callable[[Any, Any], Tensor]
 
 def make_optimizer(
     parameters: Iterable[Tensor],
-    kind: OptimizerKind,
+    kind: OptimizerKind | str,
     *,
     learning_rate: float,
     momentum: float = MOMENTUM,
@@ -43,6 +43,7 @@ def make_optimizer(
         momentum: For ``momentum`` only.
         weight_decay: Decoupled for AdamW, as a part of the gradient for the others.
     """
+    kind = OptimizerKind(kind)
     if kind is OptimizerKind.ADAMW:
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     if kind is OptimizerKind.ADAM:

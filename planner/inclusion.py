@@ -1,7 +1,7 @@
 """How likely each channel of a layer is to be drawn, where larger gradient norms are drawn more often. Only numpy."""
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,19 +106,20 @@ def _whole_lengths(probabilities: Probabilities) -> NDArray[np.int64]:
     return lengths
 
 
-def curve_counts(in_channels: int, norms: Sequence[float], horizon: float, pieces: int) -> list[int]:
+def curve_counts(norms: Sequence[float], horizon: float, pieces: int) -> list[int]:
     """Counts between which a layer's curve of expected norm is nearly straight, from 0 to all channels.
 
     A chord errs by its length squared times the curvature, so equal shares of the curvature's root err alike.
     """
+    in_channels = len(norms)
     if in_channels <= 2 * pieces:
         return list(range(in_channels + 1))
     tried = np.unique(np.rint(np.geomspace(1, in_channels, 8 * pieces)).astype(np.int64))
     tried = np.concatenate([[0], tried])
     slopes = np.diff(expected_norms(norms, tried.tolist(), horizon)) / np.diff(tried)
     turns = np.sqrt(np.maximum(-np.diff(slopes), 0.0) * (tried[2:] - tried[:-2]))
-    share: Any = np.concatenate([[0.0, 0.0], np.cumsum(turns)])
-    share = share / share[-1] if share[-1] else np.linspace(0, 1, len(tried))
+    turned = np.concatenate([[0.0, 0.0], np.cumsum(turns)])
+    share = turned / turned[-1] if turned[-1] else np.linspace(0, 1, len(tried))
     wanted = np.linspace(0, 1, pieces + 1)
     chosen = {int(tried[np.searchsorted(share, level)]) for level in wanted}
     return sorted(chosen | {0, 1, in_channels})

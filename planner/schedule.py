@@ -175,7 +175,7 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
         seeds: Seed of each run.
     """
     if plan.solver.inclusion is Inclusion.WEIGHTED:
-        yield from (_weighted_draws(plan, epoch, seeds) for epoch in epochs)
+        yield from _weighted_draws(plan, epochs, seeds)
         return
     drawer, space = _Drawer(plan, 0, seeds), Scratch()
     counts = drawer.planned_counts()
@@ -193,12 +193,41 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
             yield ChannelDraws(epoch, counts, found, every, every)
 
 
-def _weighted_draws(plan: "Plan", epoch: int, seeds: Sequence[int]) -> ChannelDraws:
-    """The planned counts, larger norms more often."""
-    drawer = _Drawer(plan, epoch, seeds)
+def _weighted_draws(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+    """The planned counts in every epoch, larger norms more often."""
+    drawer = _Drawer(plan, 0, seeds)
     counts = drawer.planned_counts()
     stored = plan.table.line_model.most_of_groups(counts)
-    return ChannelDraws(epoch, counts, drawer.weighted_counts(counts[0], stored[0]), stored, stored)
+    groups = drawer.weighted_groups(counts[0], stored[0])
+    for epoch in epochs:
+        channels: dict[int, Channels] = {}
+        for group in groups:
+            drawn = group.draw(epoch, seeds)
+            channels |= {index: drawn[:, : counts[0, index]] for index in group.members}
+        yield ChannelDraws(epoch, counts, channels, stored, stored)
+
+
+@dataclass(frozen=True)
+class _WeightedGroup:
+    """An input group whose channels are drawn by their norms.
+
+    Args:
+        group: Its number.
+        members: Indices of the layers that draw from it.
+        likely: Probability of each channel.
+    """
+
+    group: int
+    members: Sequence[int]
+    likely: Norms
+
+    def draw(self, epoch: int, seeds: Sequence[int]) -> Channels:
+        """Channels of one epoch, ``[runs, channels stored]``.
+
+        Each draw lies in random order, so that a member that takes fewer takes any of them alike.
+        """
+        words = words_of_runs(seeds, epoch, _INCLUSION_STREAMS + self.group, len(self.likely) + 1)
+        return systematic_draws(self.likely, np.argsort(words[:, 1:], axis=1, kind="stable"), words[:, 0])
 
 
 class _Drawer:
@@ -256,24 +285,20 @@ class _Drawer:
             channels[index] = found
         return channels
 
-    def weighted_counts(self, counts: Bytes, stored: Bytes) -> dict[int, Channels]:
-        """Fixed counts, an input group's channels drawn by the norms of all its members that draw.
-
-        Each draw lies in random order, so that a member that takes fewer takes any of them alike.
+    def weighted_groups(self, counts: Bytes, stored: Bytes) -> list[_WeightedGroup]:
+        """How likely each channel is under fixed counts: by the norms of all members of its group that draw.
 
         Args:
             counts: Channels drawn, ``[layers]``.
             stored: Channels stored, ``[groups]``.
         """
-        channels: dict[int, Channels] = {}
+        found = []
         for group in np.flatnonzero(stored).tolist():
             members = np.flatnonzero((self._lines.group_of == group) & (counts > 0)).tolist()
             norms = np.sum([self._plan.channel_norms(index) for index in members], axis=0)
             likely = inclusion_probabilities(norms.tolist(), int(stored[group]), self._plan.solver.horizon)
-            words = words_of_runs(self._seeds, self._epoch, _INCLUSION_STREAMS + group, len(norms) + 1)
-            drawn = systematic_draws(likely, np.argsort(words[:, 1:], axis=1, kind="stable"), words[:, 0])
-            channels |= {index: drawn[:, : counts[index]] for index in members}
-        return channels
+            found.append(_WeightedGroup(group, members, likely))
+        return found
 
     def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
         """The channels a static scheme names, in every run."""

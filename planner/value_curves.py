@@ -8,7 +8,8 @@ from typing import Final
 from trady.planner.coverage import coverage_value
 from trady.planner.inclusion import curve_counts, expected_norms
 
-#: Up to this many channels a layer's value curve is exact; above, so many chords, which err by 0.6 % at most.
+#: Up to this many channels a layer's value curve is exact; above, so many chords, which err by 0.6 % at most, and by
+#: 3 % where channels are drawn by their norms.
 _EXACT_CHANNELS: Final = 16
 _SEGMENTS: Final = 8
 
@@ -28,22 +29,24 @@ def value_segments(channels: int, total_units: float, horizon: float) -> list[Se
     """
     if horizon <= 1.0:
         return [Segment(channels, int(total_units / channels))]
-    segments: list[Segment] = []
-    for start, end in pairwise(_edges(channels, horizon)):
-        gained = coverage_value(end / channels, horizon) - coverage_value(start / channels, horizon)
-        units = int(gained * total_units / (end - start))
-        segments.append(Segment(end - start, min(units, segments[-1].units) if segments else units))
-    return segments
+    edges = _edges(channels, horizon)
+    reached = [coverage_value(edge / channels, horizon) for edge in edges]
+    return _concave(edges, [(after - before) * total_units for before, after in pairwise(reached)])
 
 
 def weighted_segments(norms: Sequence[float], total_units: float, horizon: float) -> list[Segment]:
     """The same where channels are drawn the more often, the larger their norms."""
-    edges = curve_counts(len(norms), norms, horizon, _SEGMENTS)
+    edges = curve_counts(norms, horizon, _SEGMENTS)
     values = expected_norms(norms, edges, horizon)
     scale = total_units / values[-1]
+    return _concave(edges, [gained * scale for gained in (values[1:] - values[:-1]).tolist()])
+
+
+def _concave(edges: Sequence[int], gains: Sequence[float]) -> list[Segment]:
+    """Segments between the edges that gain so many units each, rounded down, and none worth more than those before."""
     segments: list[Segment] = []
-    for (start, end), gained in zip(pairwise(edges), (values[1:] - values[:-1]).tolist(), strict=True):
-        units = int(gained * scale / (end - start))
+    for (start, end), gained in zip(pairwise(edges), gains, strict=True):
+        units = int(gained / (end - start))
         segments.append(Segment(end - start, min(units, segments[-1].units) if segments else units))
     return segments
 

@@ -1,6 +1,7 @@
 """Learning rates by their closed form, losses by PyTorch's own, optimizers by what they keep."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -35,9 +36,10 @@ def test_short_runs_warm_up_shorter(epochs: int, warmup: float) -> None:
 
 
 @pytest.mark.parametrize(("kind", "tensors"), [("sgd", 0), ("momentum", 1), ("adam", 3), ("adamw", 3)])
-def test_optimizers_keep_what_their_name_says(kind: str, tensors: int) -> None:
+@pytest.mark.parametrize("named", [OptimizerKind, str])
+def test_optimizers_keep_what_their_name_says(kind: str, tensors: int, named: Callable[[str], str]) -> None:
     weight = torch.zeros(4, requires_grad=True)
-    optimizer = make_optimizer([weight], OptimizerKind(kind), learning_rate=0.1)
+    optimizer = make_optimizer([weight], named(kind), learning_rate=0.1)
     weight.grad = torch.ones(4)
     optimizer.step()
     assert sum(isinstance(value, torch.Tensor) for value in optimizer.state[weight].values()) == tensors

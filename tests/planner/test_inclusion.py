@@ -109,7 +109,7 @@ def test_value_curves_never_bend_upwards_and_end_at_the_whole(norms: list[float]
 def test_curves_in_pieces_err_little() -> None:
     norms = np.random.default_rng(1).lognormal(0, 1.5, 1536).tolist()
     for horizon in (1.0, 4.0, 16.0):
-        edges = curve_counts(1536, norms, horizon, 8)
+        edges = curve_counts(norms, horizon, 8)
         every = np.arange(1537)
         exact = expected_norms(norms, every.tolist(), horizon)
         chords = np.interp(every, edges, exact[edges])
