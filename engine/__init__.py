@@ -8,10 +8,11 @@ from typing import Any
 
 _EXPORTS: dict[str, str] = {
     "Engine": "running",
+    "SinkGD": "sinkgd",
     "measure_step": "meter",
 }
 
-__all__ = ["Engine", "measure_step"]
+__all__ = ["Engine", "SinkGD", "measure_step"]
 
 
 def __getattr__(name: str) -> Any:

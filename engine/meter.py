@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from trady.engine.batches import ledger_at
 from trady.engine.binding import StorageNotes
+from trady.engine.sinkgd import SinkGD
 from trady.planner.allocations import AllocationMeter
 from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Ledger
 from trady.planner.options import OptimizerKind, Scope
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 #: Optimizers that keep what a plan's kind keeps; their rate is zero, so that measuring changes nothing.
 _OPTIMIZERS: Final[Mapping[OptimizerKind, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
     OptimizerKind.SGD: lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+    OptimizerKind.SINKGD: lambda parameters: SinkGD(parameters, lr=0.0),
     OptimizerKind.MOMENTUM: lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9),
     OptimizerKind.ADAM: lambda parameters: torch.optim.Adam(parameters, lr=0.0),
     OptimizerKind.ADAMW: lambda parameters: torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0),

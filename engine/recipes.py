@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trady.engine.sinkgd import SinkGD
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.training_step import LossFunction, logits_of, step_loss
 
 #: The paper's learning rate for SGD; the others by their usual relation to it.
 LEARNING_RATES: Final = {
     OptimizerKind.SGD: 0.125,
+    OptimizerKind.SINKGD: 2e-3,
     OptimizerKind.MOMENTUM: 0.0125,
     OptimizerKind.ADAM: 1e-3,
     OptimizerKind.ADAMW: 1e-3,
@@ -41,11 +43,13 @@ def make_optimizer(
         kind: SGD is without momentum, which only ``momentum`` has.
         learning_rate: Its peak.
         momentum: For ``momentum`` only.
-        weight_decay: Decoupled for AdamW, as a part of the gradient for the others.
+        weight_decay: Decoupled for AdamW and SinkGD, as a part of the gradient for the others.
     """
     kind = OptimizerKind(kind)
     if kind is OptimizerKind.ADAMW:
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    if kind is OptimizerKind.SINKGD:
+        return SinkGD(parameters, lr=learning_rate, weight_decay=weight_decay)
     if kind is OptimizerKind.ADAM:
         return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
     kept = momentum if kind is OptimizerKind.MOMENTUM else 0.0

@@ -17,13 +17,15 @@ from trady.planner.tracing import Trace
 #: Optimizer state per trained element, in elements, and per trained tensor, in bytes (Adam's float32 step count).
 OPTIMIZER_STATE: Final = {
     OptimizerKind.SGD: (0, 0),
+    OptimizerKind.SINKGD: (0, 0),
     OptimizerKind.MOMENTUM: (1, 0),
     OptimizerKind.ADAM: (2, 4),
     OptimizerKind.ADAMW: (2, 4),
 }
-#: Copies of one trained tensor that a step works in: Adam's denominator.
+#: Copies of one trained tensor that a step works in: Adam's denominator; SinkGD's gradient and norms of one side.
 OPTIMIZER_COPIES: Final = {
     OptimizerKind.SGD: 0,
+    OptimizerKind.SINKGD: 2,
     OptimizerKind.MOMENTUM: 0,
     OptimizerKind.ADAM: 2,
     OptimizerKind.ADAMW: 2,

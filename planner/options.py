@@ -28,6 +28,7 @@ class OptimizerKind(StrEnum):
     """Optimizers by what they keep for each trained element."""
 
     SGD = "sgd"
+    SINKGD = "sinkgd"
     MOMENTUM = "momentum"
     ADAM = "adam"
     ADAMW = "adamw"

@@ -116,7 +116,7 @@ def make_plan(
         scope: What the budget holds: ``"update"`` (the drawn channels' own memory), ``"training"`` (all that
             training adds to inference's weights) or ``"peak"`` (the most that is live at any moment of a step).
         batch_size: Samples of a micro-batch; by default those of ``inputs``.
-        optimizer: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
+        optimizer: ``"sgd"``, ``"sinkgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
         epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
         strategy: ``"solver"``, or one of the papers' by name.
         priorities: Gradient norms, or a function that measures them, called once the budget is known to train

@@ -228,7 +228,7 @@ class _Columns:
             yield from self._remedy(column, "frozen norms", "--norm frozen", norm=NormMode.FROZEN)
         if torch_dtype(setting.dtype) in (None, torch.float32) and setting.dtype is not DType.INT8:
             yield from self._remedy(column, "bfloat16", "--dtype bfloat16", dtype=DType.BFLOAT16)
-        if setting.optimizer is not OptimizerKind.SGD:
+        if setting.optimizer not in (OptimizerKind.SGD, OptimizerKind.SINKGD):
             yield from self._remedy(column, "plain SGD", "--optimizer sgd", optimizer=OptimizerKind.SGD)
 
     def _remedy(self, column: Column, change: str, options: str, **changed: Any) -> Iterator[Remedy]:

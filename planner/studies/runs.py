@@ -104,7 +104,7 @@ def study(
         budgets: ``"32KB:4MB:24"`` for sizes of equal ratio, a list of sizes, or nothing: then each combination gets
             24 from the smallest that trains anything to what training everything takes.
         batch_sizes: Samples of a micro-batch: ``(1, 8, 32)`` or ``"1:64:7"``.
-        optimizers: ``"sgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
+        optimizers: ``"sgd"``, ``"sinkgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
         dtypes: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (accounting); ``None`` leaves the model's own.
         inputs: Shapes of one sample, ``"3x224x224"``, for models by name.
         norms: ``"frozen"``, ``"train"``.

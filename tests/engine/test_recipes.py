@@ -35,7 +35,7 @@ def test_short_runs_warm_up_shorter(epochs: int, warmup: float) -> None:
     assert default_warmup_epochs(epochs) == pytest.approx(warmup)
 
 
-@pytest.mark.parametrize(("kind", "tensors"), [("sgd", 0), ("momentum", 1), ("adam", 3), ("adamw", 3)])
+@pytest.mark.parametrize(("kind", "tensors"), [("sgd", 0), ("sinkgd", 0), ("momentum", 1), ("adam", 3), ("adamw", 3)])
 @pytest.mark.parametrize("named", [OptimizerKind, str])
 def test_optimizers_keep_what_their_name_says(kind: str, tensors: int, named: Callable[[str], str]) -> None:
     weight = torch.zeros(4, requires_grad=True)

@@ -151,6 +151,7 @@ def test_nothing_of_torchs_settings_stays_changed(planned: Planned, tmp_path: Pa
 RUNS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum": {"optimizer": "momentum"},
+    "sinkgd": {"optimizer": "sinkgd"},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
     "adamw-carried": {"optimizer": "adamw", "learning_rate": 0.01, "carry": True},
     "accumulated": {"accumulate": 4, "batch_size": 2, "clip": 0.5},

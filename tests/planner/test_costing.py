@@ -69,6 +69,7 @@ LOSS_WEIGHT = 4  # ... and the total weight of the targets
     ("optimizer", "per_element", "per_tensor"),
     [
         (OptimizerKind.SGD, 0, 0),
+        (OptimizerKind.SINKGD, 0, 0),
         (OptimizerKind.MOMENTUM, 1, 0),
         (OptimizerKind.ADAM, 2, 4),
         (OptimizerKind.ADAMW, 2, 4),
