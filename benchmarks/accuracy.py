@@ -15,24 +15,29 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from accuracy_rows import Row, RowsError, append_row, read_rows
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "accuracy.jsonl"
 TIMES: Final = RESULTS.with_name("accuracy-times.json")
 #: Tensors of megabytes come and go in each step: glibc is to keep their memory instead of asking the system each time.
 _KEEP_MEMORY: Final = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
 
-Row = dict[str, Any]
-
 
 @click.group(invoke_without_command=True)
 @click.option("--preset", type=click.Choice(["quick", "desk", "paper"]), default="quick", show_default=True)
-@click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes, of one thread each.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=os.cpu_count() or 1,
+    show_default=True,
+    help="Processes, of one thread each.",
+)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where rows go.")
 @click.pass_context
 def main(context: click.Context, preset: str, workers: int, results: Path) -> None:
@@ -48,7 +53,12 @@ def report(results: Path) -> None:
     """Write docs/accuracy.md and its figures from the results."""
     from accuracy_report import write_report
 
-    write_report(read_rows(results), json.loads(TIMES.read_text()))
+    rows = _rows(results)
+    if not any(not row["choosing"] for row in rows):
+        raise click.ClickException(f"{results} holds no judged run. Make some: python benchmarks/accuracy.py")
+    if not TIMES.exists():
+        raise click.ClickException(f"{TIMES} is missing. Make it: python benchmarks/accuracy.py times")
+    write_report(rows, json.loads(TIMES.read_text()))
 
 
 @main.command()
@@ -65,14 +75,28 @@ def times(rounds: int) -> None:
 def run_preset(preset: str, workers: int, results: Path) -> None:
     """Make the runs of a preset that are not there yet."""
     from accuracy_grid import PRESETS
+    from accuracy_tasks import ASSETS, DATASETS, is_here
 
+    wanted = {data for block in PRESETS[preset] for data in block.data}
+    if missing := sorted(data for data in wanted if not is_here(data)):
+        told = f"{', '.join(missing)}: neither in {ASSETS} nor in {DATASETS} (TRADY_ASSETS, TRADY_DATASETS)."
+        if len(missing) == len(wanted):
+            raise click.ClickException(f"No data of preset {preset!r} is here. {told} Set them to where the data lie.")
+        click.echo(f"Left out, {told}", err=True)
     os.environ.update(_KEEP_MEMORY)  # read by the processes to come
-    known = {row["key"]: row for row in read_rows(results)}
+    known = {row["key"]: row for row in _rows(results)}
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for block in PRESETS[preset]:
             judged = list(block.judged())
             rates = _chosen_rates(block, judged, known, pool, results)
             _make([replace(cell, rate=rate) for cell, rate in zip(judged, rates, strict=True)], known, pool, results)
+
+
+def _rows(results: Path) -> list[Row]:
+    try:
+        return read_rows(results)
+    except RowsError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _chosen_rates(block: Any, judged: Sequence[Any], known: dict[str, Row], pool: Any, results: Path) -> list[float]:
@@ -100,8 +124,7 @@ def _make(cells: Sequence[Any], known: dict[str, Row], pool: Any, results: Path)
     missing = list({cell.key: cell for cell in cells if cell.key not in known}.values())
     for number, row in enumerate(pool.imap_unordered(run, missing), start=1):
         known[row["key"]] = row
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(results, row)
         clock = time.strftime("%H:%M:%S")
         click.echo(
             f"{clock} {number}/{len(missing)} {'choosing ' if row['choosing'] else ''}{row['network']} {row['data']} "
@@ -109,21 +132,6 @@ def _make(cells: Sequence[Any], known: dict[str, Row], pool: Any, results: Path)
             f"loss {row['loss']:.4f}, {row['measured_update_bytes']:,} B, {row['seconds']:.0f} s",
             err=True,
         )
-
-
-def read_rows(results: Path) -> list[Row]:
-    """Rows of the file; a last line cut off by a stop is left out."""
-    if not results.exists():
-        return []
-    return list(_parsed(results.read_text().splitlines()))
-
-
-def _parsed(lines: Sequence[str]) -> Iterator[Row]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from accuracy_rows import Row, scores_by_policy
 from accuracy_statistics import mean_of
 
 from trady.planner.plotting import COLOURS, matplotlib_ready, save_figure, tidy_axes
 
-Row = Mapping[str, Any]
 _BASELINE: Final = "trady"
 _FULL: Final = ("full", "full AdamW")
 #: Points to either side; what lies beyond is drawn as an arrow at the edge.
@@ -99,13 +99,10 @@ def draw_depth(rows: Mapping[str, Row], step_ms: Mapping[str, float], path: Path
 
 def _differences(rows: Sequence[Row], baseline: str) -> dict[str, list[float]]:
     """Points ahead of the baseline, by policy, where both ran on the same network, data, budget and seed."""
-
-    def where(row: Row) -> tuple[Any, ...]:
-        return row["network"], row["data"], row["budget_elements"], row["seed"]
-
-    known = {where(row): row["accuracy"] for row in rows if row["policy"]["name"] == baseline}
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if where(row) in known:
-            found[row["policy"]["name"]].append(100 * (row["accuracy"] - known[where(row)]))
-    return found
+    scores = scores_by_policy(rows)
+    known = scores[baseline]
+    found = {
+        policy: [score - known[where] for where, score in mine.items() if where in known]
+        for policy, mine in scores.items()
+    }
+    return {policy: points for policy, points in found.items() if points}

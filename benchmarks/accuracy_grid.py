@@ -18,6 +18,7 @@ _CHOOSING_SEED: Final = 100
 _SOLVER: Final = {"exclude": "stem", "horizon": 4.0}
 _WEIGHTED_16: Final = {"exclude": "stem", "horizon": 16.0, "inclusion": "weighted"}
 _ADAMW: Final = OptimizerKind.ADAMW
+_SINKGD: Final = OptimizerKind.SINKGD
 
 POLICIES: Final[Mapping[str, Policy]] = {
     policy.name: policy
@@ -46,11 +47,22 @@ POLICIES: Final[Mapping[str, Policy]] = {
         Policy("solver 4 draws", "solver", _SOLVER, draws_per_epoch=4),
         Policy("solver 1 draw", "solver", _SOLVER, draws_per_epoch=0),
         Policy("solver momentum", "solver", _SOLVER, optimizer=OptimizerKind.MOMENTUM),
+        Policy("trady momentum", "trady", optimizer=OptimizerKind.MOMENTUM),
+        Policy("solver bfloat16", "solver", _SOLVER | {"amp": "bfloat16"}),
         Policy("full, norms train", "full", {"norm": "train", "train": ("*bias", "*norm.weight")}),
         Policy("trady, norms train", "trady", {"norm": "train"}),
         Policy("solver, norms train", "solver", {"norm": "train", "horizon": 4.0, "exclude": "stem*"}),
+        Policy("full SinkGD", "full", optimizer=_SINKGD),
+        Policy("head SinkGD", "head", optimizer=_SINKGD),
+        Policy("trady SinkGD", "trady", optimizer=_SINKGD),
+        Policy("medyate SinkGD", "medyate", optimizer=_SINKGD),
+        Policy("s-det-rgn SinkGD", "s-det-rgn", optimizer=_SINKGD),
+        Policy("solver SinkGD", "solver", _SOLVER, optimizer=_SINKGD),
+        Policy("solver weighted SinkGD", "solver", _SOLVER | {"inclusion": "weighted"}, optimizer=_SINKGD),
+        Policy("solver weighted E=16 SinkGD", "solver", _WEIGHTED_16, optimizer=_SINKGD),
         Policy("full AdamW", "full", optimizer=_ADAMW),
         Policy("head AdamW", "head", optimizer=_ADAMW),
+        Policy("LoRA r=2 AdamW", "lora", {"rank": 2}, optimizer=_ADAMW),
         Policy("trady AdamW", "trady", optimizer=_ADAMW),
         Policy("medyate AdamW", "medyate", optimizer=_ADAMW),
         Policy("d-full-random AdamW", "d-full-random", optimizer=_ADAMW),
@@ -67,12 +79,14 @@ POLICIES: Final[Mapping[str, Policy]] = {
 #: Peak learning rates that a policy chooses from, by its optimizer.
 RATES: Final[Mapping[OptimizerKind, tuple[float, ...]]] = {
     OptimizerKind.SGD: (0.01, 0.02, 0.04),
+    OptimizerKind.SINKGD: (1e-3, 2e-3, 4e-3),
     OptimizerKind.MOMENTUM: (0.001, 0.002, 0.004),
     OptimizerKind.ADAMW: (1e-3, 2.5e-3, 6e-3),
 }
 #: The same for dense training, which wants smaller ones.
 DENSE_RATES: Final[Mapping[OptimizerKind, tuple[float, ...]]] = {
     OptimizerKind.SGD: (0.002, 0.005, 0.01),
+    OptimizerKind.SINKGD: (2.5e-4, 5e-4, 1e-3),
     OptimizerKind.ADAMW: (3e-4, 1e-3, 2.5e-3),
 }
 
@@ -184,8 +198,22 @@ _VARIED: Final = (
     "solver weighted",
     "solver E=1",
 )
+#: Static and dynamic forms of the same rules, each at a rate of its own.
+_STATIC_OR_NOT: Final = ("s-topk-random", "d-full-random", "s-full-random", "s-det-rgn", "d-det-rgn")
 #: Relatives of the paper's rule, run at the learning rate that it chose.
 _AS_TRADY: Final = ("s-topk-random", "d-full-random", "s-full-random", "lara-trady", "head", "bias")
+_WITH_SINKGD: Final = ("solver SinkGD", "trady SinkGD")
+#: What a machine with the hours runs beside the published policies and the solver.
+_ALSO: Final = (
+    *_VARIED,
+    "solver squared",
+    "solver 4 draws",
+    "solver E=64",
+    "solver momentum",
+    "trady momentum",
+    "solver bfloat16",
+    "LoRA r=2 AdamW",
+)
 _SHORT: Final = Recipe(96, 6, 2048)
 _SHORT_TEXT: Final = Recipe(24, 3, 768)
 #: The paper's epochs for Food and CIFAR-100; the whole training data in each.
@@ -240,27 +268,73 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
             choose_on="food10",
             rates=(0.02, 0.05, 0.125),
         ),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), _WITH_SINKGD, 2, _SHORT, choose_on="food10"),
+        Block(_THREE, ("catdog",), (0,), _WITH_SINKGD, 1, _SHORT, choose_on="food10"),
         Block(
             ("minilm-l6",),
             _TEXTS,
             (1,),
-            ("s-det-rgn", "solver", "d-det-rgn AdamW", "head AdamW"),
+            (
+                "s-det-rgn SinkGD",
+                "trady SinkGD",
+                "solver SinkGD",
+                "solver weighted SinkGD",
+                "solver weighted E=16 SinkGD",
+            ),
+            3,
+            _SHORT_TEXT,
+            choose_on="trec",
+            choosing_epochs=1,
+        ),
+        Block(
+            ("minilm-l6",),
+            _TEXTS,
+            (1,),
+            ("s-det-rgn", "trady", "solver", "solver weighted", "d-det-rgn AdamW", "head AdamW"),
             1,
             _SHORT_TEXT,
             choose_on="trec",
             choosing_epochs=1,
         ),
+        Block(
+            ("minilm-l6",),
+            _TEXTS,
+            (1,),
+            ("trady AdamW", "s-det-rgn AdamW", "solver weighted AdamW", "solver weighted E=16 AdamW"),
+            3,
+            _SHORT_TEXT,
+            choose_on="trec",
+            choosing_epochs=1,
+        ),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("medyate SinkGD",), 2, _SHORT, choose_on="food10"),
+        Block(_THREE, ("catdog",), (0,), ("medyate SinkGD",), 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10",), (0,), ("full SinkGD", "head SinkGD"), 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), _STATIC_OR_NOT, 1, _SHORT, choose_on="food10"),
+        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("lara-trady", "su", "bias"), 1, _SHORT, choose_on="food10"),
+        Block(("minilm-l6",), _TEXTS, (1,), ("LoRA r=2 AdamW",), 3, _SHORT_TEXT, choose_on="trec", choosing_epochs=1),
+        Block(
+            _THREE,
+            ("food10", "cifar10-sub"),
+            (0,),
+            ("solver momentum", "trady momentum", "LoRA r=2 AdamW"),
+            1,
+            _SHORT,
+            choose_on="food10",
+        ),
+        Block(("efficientnet-lite0",), ("food10",), (0,), ("trady", "medyate", "solver"), 1, _SHORT),
+        Block(_THREE[:1], ("food10",), (0,), ("solver bfloat16",), 1, _SHORT),
     ),
     "paper": (
         Block(
             _THREE,
             (*_PICTURES, "cifar10", "cifar100", "flowers102", "pets", "food101", "cub", "vww"),
             (0, 1, 2),
-            (*_PUBLISHED, "solver", "solver E=16", "solver AdamW"),
+            (*_PUBLISHED, "solver", "solver SinkGD", "trady SinkGD", "solver E=16", "solver AdamW"),
             3,
             _LONG,
             choosing_epochs=5,
         ),
+        Block(_THREE, _PICTURES, (0,), _ALSO, 3, _LONG, choosing_epochs=5),
         Block(
             ("efficientnet-lite0",),
             _PICTURES,
@@ -274,7 +348,7 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
             ("minilm-l6",),
             _TEXTS,
             (0, 1, 2),
-            tuple(name for name in POLICIES if name.endswith("AdamW")),
+            tuple(name for name in POLICIES if name.endswith(("AdamW", "SinkGD"))),
             3,
             Recipe(64, 5, 50_000),
             choosing_epochs=1,

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from accuracy_figures import draw_budgets, draw_depth, draw_policies
 from accuracy_grid import DEPTHS
+from accuracy_rows import Row, is_smallest, latest, scores_by_policy
 from accuracy_statistics import Paired, mean_of, paired
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -15,9 +16,6 @@ PAGE: Final = ROOT / "docs" / "accuracy.md"
 PROSE: Final = Path(__file__).with_name("accuracy_prose.md")
 ANSWERS: Final = Path(__file__).with_name("accuracy_answers.md")
 PRIORITIES: Final = ROOT / "benchmarks" / "results" / "priorities.json"
-
-Row = Mapping[str, Any]
-Where = tuple[str, str, int, int]
 
 #: Networks whose tables stand in the page, and what reads pictures.
 _VISION: Final = ("mbv2-w0.35", "mcunet-5fps", "proxyless-w0.3")
@@ -95,19 +93,6 @@ def page(rows: Sequence[Row], times: Mapping[str, Any]) -> str:
 _NORM_ROWS: Final = ("full", "trady", "full, norms train", "trady, norms train", "solver, norms train")
 
 
-def latest(rows: Iterable[Row]) -> list[Row]:
-    """The judged runs; where a cell was run at several learning rates, the last of them."""
-    found: dict[tuple[str, Where], Row] = {}
-    for row in rows:
-        if not row["choosing"]:
-            found[row["policy"]["name"], _where(row)] = row
-    return list(found.values())
-
-
-def _where(row: Row) -> Where:
-    return row["network"], row["data"], row["budget_elements"], row["seed"]
-
-
 def _recipe(rows: Sequence[Row]) -> str:
     """How long runs are, pictures first."""
     found = dict.fromkeys((r["recipe"]["epochs"], r["recipe"]["samples"], r["recipe"]["batch_size"]) for r in rows)
@@ -120,11 +105,6 @@ def scores_by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[
     for row in rows:
         groups[key(row)].append(100 * row["accuracy"])
     return groups
-
-
-def is_smallest(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a row has the smallest budget of its network."""
-    return bool(row["budget_elements"] == min(r["budget_elements"] for r in rows if r["network"] == row["network"]))
 
 
 def _runs(rows: Sequence[Row]) -> str:
@@ -175,7 +155,7 @@ def _cell(scores: Sequence[float] | None) -> str:
 
 
 def _bytes(rows: Sequence[Row]) -> str:
-    """Smallest and largest measured bytes of scope ``update``, and of what always trains beside the head."""
+    """Smallest and largest measured bytes of scope ``update``; what always trains is not in it."""
     found = [row["measured_update_bytes"] for row in rows]
     low, high = min(found), max(found)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -196,13 +176,12 @@ def _tests(rows: Sequence[Row], networks: Sequence[str], compared: Sequence[tupl
 
 def compare(rows: Sequence[Row], first: str, second: str) -> Paired | None:
     """Two policies on all networks, data, budgets and seeds that both were run on; ``None`` under two pairs."""
-    by_policy: dict[str, dict[Where, float]] = defaultdict(dict)
-    for row in rows:
-        by_policy[row["policy"]["name"]][_where(row)] = 100 * row["accuracy"]
-    common = sorted(by_policy[first].keys() & by_policy[second].keys())
+    scores = scores_by_policy(rows)
+    ours, theirs = scores.get(first, {}), scores.get(second, {})
+    common = sorted(ours.keys() & theirs.keys())
     if len(common) < 2:
         return None
-    return paired([by_policy[first][where] for where in common], [by_policy[second][where] for where in common])
+    return paired([ours[where] for where in common], [theirs[where] for where in common])
 
 
 def _by_budget(rows: Sequence[Row]) -> str:

@@ -5,23 +5,28 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accuracy_lora import adapted
 from accuracy_tasks import CACHE, NETWORKS, Task, open_task
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from trady.engine import Engine
-from trady.engine.recipes import learning_rate_at, make_optimizer
+from trady.engine.evaluating import evaluate
+from trady.engine.recipes import autocast, learning_rate_at, make_optimizer
 from trady.planner import Plan, calibrate, make_plan
+from trady.planner.files import write_atomically
 from trady.planner.heads import fit_head, replace_head
-from trady.planner.options import OptimizerKind, Strategy
+from trady.planner.options import DType, OptimizerKind, Strategy
 from trady.planner.priorities import Priorities
 from trady.planner.training_step import Batch, call_model
 
@@ -32,6 +37,8 @@ _EVALUATED_AT_ONCE: Final = 50
 #: Policies whose bytes follow from what they train, and a budget that whole networks fit into.
 _UNBOUNDED: Final = ("full", Strategy.SU)
 _EVERYTHING: Final = "1TB"
+#: Steps that are only timed change next to nothing.
+_NO_RATE: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,9 @@ class Policy:
 
     Args:
         name: As the tables show it.
-        strategy: The planner's strategy; ``head``, ``bias`` and ``full`` are no strategies but bounds.
-        plan: Further options of ``make_plan``.
+        strategy: The planner's strategy; ``head``, ``bias`` and ``full`` are no strategies but bounds, ``lora`` is
+            peft's.
+        plan: Further options of ``make_plan``; of ``lora``, the rank.
         value: What a channel is worth to the solver: its gradient ``norm``, or the ``square`` of it.
         optimizer: What trains; the plan is charged for its state.
         draws_per_epoch: Draws in each epoch; 0 for one draw that stays.
@@ -106,20 +114,42 @@ class Cell:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Contender:
+    """What a policy trains.
+
+    Args:
+        model: Called in training: the engine, or the model itself.
+        optimizer: Steps what trains.
+        row: What the results say of it.
+        draw: Draws the channels of a number of the run; ``None`` where nothing is drawn.
+        amp: Autocast element type.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    row: Mapping[str, Any]
+    draw: Callable[[int], object] | None = None
+    amp: DType | None = None
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step."""
+        with autocast(torch.device("cpu"), self.amp):
+            loss = F.cross_entropy(call_model(self.model, batch.inputs), batch.targets)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
 def run(cell: Cell) -> dict[str, Any]:
     """Train and score; a row of the results."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    network = NETWORKS[cell.network]
-    task = open_task(network, cell.data, cell.recipe.size)
+    task = open_task(NETWORKS[cell.network], cell.data, cell.recipe.size)
     if cell.choosing:
         task = task.held_out()
-    model = _with_head(cell, task)
-    plan = _planned(cell, task, model)
-    torch.manual_seed(cell.seed)
-    engine = Engine(model, plan, seed=cell.seed)
-    bytes_of = _measured(engine, task, cell)
-    seconds = _train(engine, cell, task)
+    contender = _contender(cell, task)
+    seconds = _train(contender, cell, task)
     return {
         "network": cell.network,
         "data": cell.data,
@@ -129,11 +159,8 @@ def run(cell: Cell) -> dict[str, Any]:
         "rate": cell.rate,
         "seed": cell.seed,
         "choosing": cell.choosing,
-        **_scores(model, task),
-        "layers": len(plan.chosen),
-        "channels": sum(plan.counts),
-        "value": plan.solver.value,
-        **bytes_of,
+        **_scores(contender.model, task),
+        **contender.row,
         "step_ms": round(1000 * seconds, 2),
         "seconds": round(time.perf_counter() - started, 1),
         "torch": torch.__version__,
@@ -147,38 +174,87 @@ def step_times(cells: Sequence[Cell], rounds: int) -> dict[str, float]:
 
     Args:
         cells: Runs of one network and task; none is trained to its end.
-        rounds: Steps of each.
+        rounds: Steps of each, on the same batch, after one to warm up.
     """
     torch.set_num_threads(1)
-    steps = {cell.policy.name: _stepping(cell) for cell in cells}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
+    seconds: dict[str, list[float]] = {cell.policy.name: [] for cell in cells}
+    with _larger_batches():
+        steps = {cell.policy.name: _stepping(cell) for cell in cells}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - started)
     return {name: round(1000 * float(np.median(found)), 1) for name, found in seconds.items()}
 
 
 def _stepping(cell: Cell) -> Callable[[], None]:
     """Takes one step of a policy, each time on the same batch; warmed up."""
     task = open_task(NETWORKS[cell.network], cell.data, cell.recipe.size)
-    model = _with_head(cell, task)
-    engine = Engine(model, _planned(cell, task, model), seed=cell.seed)
-    optimizer = engine.register(make_optimizer(engine.parameters(), cell.policy.optimizer, learning_rate=1e-6))
-    assert optimizer is not None
+    contender = _contender(replace(cell, rate=_NO_RATE), task)
     batch = task.batch(task.train, torch.arange(cell.recipe.batch_size))
-    engine.train()
+    contender.model.train()
+    contender.step(batch)
+    return partial(contender.step, batch)
 
-    def step() -> None:
-        F.cross_entropy(call_model(engine, batch.inputs), batch.targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
+@contextmanager
+def _larger_batches() -> Iterator[None]:
+    """The bytes are those of a micro-batch. Norms are frozen, so its accumulated gradients are the whole batch's."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A batch of")
-        step()
-    return step
+        yield
+
+
+def _contender(cell: Cell, task: Task) -> _Contender:
+    """A policy on the pre-trained network with its fitted head, bytes measured, ready to train."""
+    model = _with_head(cell, task)
+    torch.manual_seed(cell.seed)
+    return (_adapted if cell.policy.strategy == "lora" else _engaged)(cell, task, model)
+
+
+def _engaged(cell: Cell, task: Task, model: nn.Module) -> _Contender:
+    plan = _planned(cell, task, model)
+    engine = Engine(model, plan, seed=cell.seed)
+    row = {
+        "layers": len(plan.chosen),
+        "channels": sum(plan.counts),
+        "value": plan.solver.value,
+        **_measured(engine, task, cell),
+    }
+    optimizer = engine.register(make_optimizer(engine.parameters(), cell.policy.optimizer, learning_rate=cell.rate))
+    assert optimizer is not None
+
+    def draw(number: int) -> None:
+        batches = None
+        if cell.policy.strategy == Strategy.D_DET_RGN:
+            batches = _random_batches(task, _NORM_BATCHES, cell.recipe.batch_size, seed=cell.seed + number)
+        engine.resample(number, batches=batches)
+
+    return _Contender(engine, optimizer, row, draw, plan.settings.amp)
+
+
+def _adapted(cell: Cell, task: Task, model: nn.Module) -> _Contender:
+    first = task.batch(task.train, torch.arange(cell.recipe.micro_batch))
+    found = adapted(
+        model,
+        first,
+        head=_HEAD,
+        budget_bytes=4 * cell.budget,
+        optimizer=OptimizerKind(cell.policy.optimizer),
+        **cell.policy.plan,
+    )
+    trained = [parameter for parameter in found.model.parameters() if parameter.requires_grad]
+    row: dict[str, Any] = {
+        "layers": len(found.layers),
+        "channels": 0,
+        "value": None,
+        "planned_update_bytes": found.update_bytes,
+        "measured_update_bytes": found.update_bytes,
+        "measured_training_bytes": found.training_bytes,
+        "exceeded": [],
+    }
+    return _Contender(found.model, make_optimizer(trained, cell.policy.optimizer, learning_rate=cell.rate), row)
 
 
 def _with_head(cell: Cell, task: Task) -> nn.Module:
@@ -187,16 +263,12 @@ def _with_head(cell: Cell, task: Task) -> nn.Module:
     replace_head(model, _HEAD, task.classes)
     path = CACHE / "heads" / f"{cell.network}-{cell.data}-{cell.recipe.size}-{'part' if cell.choosing else 'all'}.st"
     if not path.exists():
-        fit_head(model, _HEAD, _full_batches(task))
+        whole = len(task.train) // _EVALUATED_AT_ONCE
+        fit_head(model, _HEAD, islice(task.batches(task.train, _EVALUATED_AT_ONCE), whole))
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_once(path, lambda partial: save_file(model.get_submodule(_HEAD).state_dict(), partial))
+        write_atomically(path, save(model.get_submodule(_HEAD).state_dict()))
     model.get_submodule(_HEAD).load_state_dict(load_file(path))
     return model
-
-
-def _full_batches(task: Task) -> Iterator[Batch]:
-    size = _EVALUATED_AT_ONCE
-    return (task.batch(task.train, torch.arange(i, i + size)) for i in range(0, len(task.train) - size + 1, size))
 
 
 def _planned(cell: Cell, task: Task, model: nn.Module) -> Plan:
@@ -243,7 +315,7 @@ def _priorities(cell: Cell, task: Task, model: nn.Module) -> Priorities:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         found = calibrate(model, _random_batches(task, _CALIBRATION_BATCHES, 16, seed=0), origin=cell.data)
-        _write_once(path, found.save)
+        found.save(path)
     return _read_priorities(path)
 
 
@@ -277,63 +349,39 @@ def _measured(engine: Engine, task: Task, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _train(engine: Engine, cell: Cell, task: Task) -> float:
+def _train(contender: _Contender, cell: Cell, task: Task) -> float:
     """Train as the recipe says; returns the median time of a step in seconds."""
     recipe, generator = cell.recipe, torch.Generator().manual_seed(cell.seed)
     steps = recipe.samples // recipe.batch_size
     total = recipe.epochs * steps
-    optimizer = engine.register(make_optimizer(engine.parameters(), cell.policy.optimizer, learning_rate=cell.rate))
-    assert optimizer is not None
+    steps_of_draw = steps // cell.policy.draws_per_epoch if cell.policy.draws_per_epoch else total
     order = torch.empty(0, dtype=torch.int64)
     seconds = []
-    engine.train()
-    with warnings.catch_warnings():
-        # The bytes are those of a micro-batch. Norms are frozen, so its accumulated gradients are the whole batch's.
-        warnings.filterwarnings("ignore", message="A batch of")
+    contender.model.train()
+    with _larger_batches():
         for step in range(total):
-            _draw_if_due(engine, cell, task, step, steps)
+            if contender.draw and step % steps_of_draw == 0:
+                contender.draw(step // steps_of_draw)
             if len(order) < recipe.batch_size:
                 order = torch.cat([order, torch.randperm(len(task.train), generator=generator)])
             index, order = order[: recipe.batch_size], order[recipe.batch_size :]
             batch = task.batch(task.train, index, generator)
-            for group in optimizer.param_groups:
+            for group in contender.optimizer.param_groups:
                 group["lr"] = learning_rate_at(
                     step, peak=cell.rate, warmup_steps=recipe.warmup * steps, total_steps=total
                 )
             started = time.perf_counter()
-            F.cross_entropy(call_model(engine, batch.inputs), batch.targets).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            contender.step(batch)
             seconds.append(time.perf_counter() - started)
-    engine.state_dict()  # the model's own weights are current from here on
     return float(np.median(seconds))
 
 
-def _draw_if_due(engine: Engine, cell: Cell, task: Task, step: int, steps: int) -> None:
-    draws = cell.policy.draws_per_epoch
-    number, rest = divmod(step, steps // draws if draws else cell.recipe.epochs * steps)
-    if rest:
-        return
-    batches = None
-    if cell.policy.strategy == Strategy.D_DET_RGN:
-        batches = _random_batches(task, _NORM_BATCHES, cell.recipe.batch_size, seed=cell.seed + number)
-    engine.resample(number, batches=batches)
-
-
-@torch.no_grad()
-def _scores(model: nn.Module, task: Task) -> dict[str, float]:
+def _scores(model: nn.Module, task: Task) -> dict[str, float | None]:
     """Accuracy and mean cross-entropy on the test data."""
-    model.eval()
-    right, loss = 0, 0.0
-    for batch in task.batches(task.test, _EVALUATED_AT_ONCE):
-        logits = call_model(model, batch.inputs)
-        right += int((logits.argmax(dim=1) == batch.targets).sum())
-        loss += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
-    return {"accuracy": right / len(task.test), "loss": round(loss / len(task.test), 5)}
 
+    def forward(module: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
+        logits = call_model(module, batch.inputs)
+        return logits, F.cross_entropy(logits, batch.targets)
 
-def _write_once(path: Path, save: Callable[[Path], Any]) -> None:
-    """Write beside the path and move: processes that make the same file at once do not read half of it."""
-    partial = path.with_name(f"{path.name}.{time.monotonic_ns()}")
-    save(partial)
-    partial.replace(path)
+    found = evaluate(model, task.batches(task.test, _EVALUATED_AT_ONCE), forward)
+    return {"accuracy": found.accuracy, "loss": round(found.loss, 5)}

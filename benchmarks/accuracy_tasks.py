@@ -1,9 +1,7 @@
 """Networks and data of the accuracy benchmark: pictures and texts decoded once, batches cut from them."""
 
 import hashlib
-import importlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +11,7 @@ from typing import Final
 import numpy as np
 import torch
 from accuracy_norms import put_norms_back
+from engine_models import paper_network
 from torch import Tensor, nn
 
 from trady.planner.data import LabelledData, PictureFormat, TextFormat, open_data
@@ -63,10 +62,7 @@ class Network:
 
     def build(self) -> nn.Module:
         """The module with its own head."""
-        folder = str(ROOT / "examples")
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-        model: nn.Module = getattr(importlib.import_module("paper_networks"), self.factory)()[0]
+        model = paper_network(self.factory)
         if self.with_norms:
             task = open_task(self, "food10", _NORM_PIXELS)
             put_norms_back(model, task.batch(task.train, torch.arange(_NORM_PICTURES)).inputs)
@@ -207,10 +203,17 @@ def open_task(network: Network, data: str, size: int) -> Task:
     return Task(network, size, int(train.labels.max()) + 1, train, test)
 
 
+@cache
 def is_here(data: str) -> bool:
-    """Whether this machine has a data set."""
+    """Whether this machine has a data set: torchvision knows best whether one of its own is whole."""
     source = SOURCES[data]
-    return any(DATASETS.glob("*")) if source.startswith("torchvision:") else Path(source).exists()
+    if not source.startswith("torchvision:"):
+        return Path(source).exists()
+    try:
+        open_data(source, picture=_as_it_lies(32), root=DATASETS)
+    except DataError:
+        return False
+    return True
 
 
 def _part(network: Network, data: str, size: int, split: str) -> Part:
@@ -227,13 +230,17 @@ def _part(network: Network, data: str, size: int, split: str) -> Part:
     return Part(arrays.pop("pictures") if "pictures" in arrays else arrays, labels)
 
 
+def _as_it_lies(side: int) -> PictureFormat:
+    """Pictures scaled to 0..1, whole: crops and normalisation come with each batch."""
+    return PictureFormat((3, side, side), (0.0,) * 3, (1.0,) * 3, crop_fraction=1.0)
+
+
 def _opened(network: Network, data: str, side: int, split: str) -> LabelledData:
-    picture = PictureFormat((3, side, side), (0.0,) * 3, (1.0,) * 3, crop_fraction=1.0)
     text = None if network.reads_pictures else TextFormat.from_file(_TOKENIZER, side)
     try:
         found = open_data(
             SOURCES[data],
-            picture=picture if network.reads_pictures else None,
+            picture=_as_it_lies(side) if network.reads_pictures else None,
             text=text,
             split=split,
             root=DATASETS,

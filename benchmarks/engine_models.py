@@ -58,8 +58,22 @@ def subjects() -> tuple[Subject, ...]:
     """All models, in the order of the table."""
     stages = r"features\.(?:0|2|4|6|[1357]\.\d+)"
     return (
-        Subject("mbv2-w0.35", _paper("mbv2_w035"), _pictures(128), r"blocks\.\d+", has_weights=True, like_relu=True),
-        Subject("mcunet-5fps", _paper("mcunet_5fps"), _pictures(128), r"blocks\.\d+", has_weights=True, like_relu=True),
+        Subject(
+            "mbv2-w0.35",
+            _paper("mbv2_w035"),
+            _pictures(128),
+            r"blocks\.\d+",
+            has_weights=True,
+            like_relu=True,
+        ),
+        Subject(
+            "mcunet-5fps",
+            _paper("mcunet_5fps"),
+            _pictures(128),
+            r"blocks\.\d+",
+            has_weights=True,
+            like_relu=True,
+        ),
         Subject("MobileNetV2", _torchvision("mobilenet_v2"), _pictures(224), r"features\.\d+", like_relu=True),
         Subject("ResNet-50", _torchvision("resnet50"), _pictures(224), r"layer\d\.\d+", like_relu=True),
         Subject("EfficientNet-B0", _torchvision("efficientnet_b0"), _pictures(224), r"features\.(?:0|8|[1-7]\.\d+)"),
@@ -116,13 +130,15 @@ def settle_norms(model: nn.Module, batch: Batch) -> None:
 
 
 def _paper(factory: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        if str(EXAMPLES) not in sys.path:
-            sys.path.insert(0, str(EXAMPLES))
-        model: nn.Module = getattr(importlib.import_module("paper_networks"), factory)()[0]
-        return model
+    return lambda: paper_network(factory)
 
-    return build
+
+def paper_network(factory: str) -> nn.Module:
+    """What a function of ``examples/paper_networks.py`` builds: a network with its ImageNet weights."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.insert(0, str(EXAMPLES))
+    model: nn.Module = getattr(importlib.import_module("paper_networks"), factory)()[0]
+    return model
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:

@@ -6,9 +6,10 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import RESULTS, TIMES, read_rows
+from accuracy import RESULTS, TIMES
 from accuracy_grid import POLICIES
-from accuracy_report import PAGE, compare, latest, page
+from accuracy_report import PAGE, compare, page
+from accuracy_rows import latest, read_rows
 from accuracy_runs import Cell, Recipe, run
 from accuracy_tasks import ASSETS, NETWORKS
 from inverted_residuals import BlockShape, InvertedResidualNetwork
