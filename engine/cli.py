@@ -63,8 +63,13 @@ class _DrawEvery(click.ParamType[Any]):
 @click.option("--batch-size", type=click.IntRange(min=1), help="Of a micro-batch of one process; the plan's.")
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, help="Micro-batches of a step.")
 @click.option("--optimizer", type=click.Choice([kind.value for kind in OptimizerKind]), help="The plan's by default.")
-@click.option("--lr", "learning_rate", type=float, help="Peak rate.  [default: sgd 0.125, momentum 0.0125, adam 0.001]")
-@click.option("--momentum", type=float, default=0.9, help="Of the optimizer momentum; sgd has none.")
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=float,
+    help="Peak rate.  [default: sinkgd and adam 0.001, sgd 0.125, momentum 0.0125]",
+)
+@click.option("--momentum", type=float, default=0.9, help="Of the optimizer momentum; the others have none.")
 @click.option("--weight-decay", type=float, default=0.0, help="Of all that trains.")
 @click.option("--warmup-epochs", type=float, help="Then a cosine to 0.  [default: 5, or a tenth of a shorter run]")
 @click.option("--label-smoothing", type=float, default=0.0, help="Of cross-entropy.")

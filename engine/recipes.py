@@ -16,7 +16,7 @@ from trady.planner.training_step import LossFunction, logits_of, step_loss
 #: The paper's learning rate for SGD; the others by their usual relation to it.
 LEARNING_RATES: Final = {
     OptimizerKind.SGD: 0.125,
-    OptimizerKind.SINKGD: 2e-3,
+    OptimizerKind.SINKGD: 1e-3,
     OptimizerKind.MOMENTUM: 0.0125,
     OptimizerKind.ADAM: 1e-3,
     OptimizerKind.ADAMW: 1e-3,

@@ -21,7 +21,7 @@ class SinkGD(Optimizer):
 
     Args:
         params: Parameters, or groups of them; :meth:`trady.engine.Engine.parameters`.
-        lr: How far a step moves a weight, as a root mean square; 0.002 is a good start for fine-tuning.
+        lr: How far a step moves a weight, as a root mean square; 0.001 is a good start for fine-tuning.
         iterations: How often rows and columns are scaled in turn.
         weight_decay: Decoupled, as AdamW's: weights shrink by ``lr * weight_decay`` of themselves.
 
@@ -34,10 +34,10 @@ class SinkGD(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 2e-3, *, iterations: int = 5, weight_decay: float = 0.0
+        self, params: Iterable[Any], lr: float = 1e-3, *, iterations: int = 5, weight_decay: float = 0.0
     ) -> None:
         if not float(lr) >= 0.0:
-            raise ValueError(f"The learning rate must be 0 or more, got {lr}. Fine-tuning starts well at 0.002.")
+            raise ValueError(f"The learning rate must be 0 or more, got {lr}. Fine-tuning starts well at 0.001.")
         if iterations < 1:
             raise ValueError(f"Rows and columns must be scaled once at least, got iterations={iterations}.")
         if not weight_decay >= 0.0:

@@ -25,9 +25,7 @@ def main() -> None:
     priorities = calibrate(model, synthetic_batches(model, inputs, 4), source="synthetic", origin="noise")
 
     for budget in ("64KB", "256KB", "1MB"):
-        plan = make_plan(
-            model, inputs, budget=budget, batch_size=8, priorities=priorities, traced=traced, optimizer="sgd"
-        )
+        plan = make_plan(model, inputs, budget=budget, batch_size=8, priorities=priorities, traced=traced)
         scopes = plan.ledger.scopes
         print(
             f"{budget:>6}: {len(plan.chosen):2} layers, {sum(plan.counts):4} channels, "

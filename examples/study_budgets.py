@@ -24,7 +24,7 @@ def main() -> None:
         arguments.model,
         budgets="32KB:4MB:12",
         batch_sizes=(1, 8),
-        optimizers=("sgd", "adamw"),
+        optimizers=("sinkgd", "adamw"),
         output=arguments.output,
         progress=lambda number: print(".", end="", flush=True),
     )

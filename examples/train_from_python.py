@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from train_on_solar_cells import solar_cells
 
-from trady.engine import Engine
+from trady.engine import Engine, SinkGD
 from trady.planner import Plan
 from trady.planner.heads import replace_head
 
@@ -44,7 +44,7 @@ def main(plan_path: Path) -> None:
     plan = Plan.load(plan_path)
     model = planned_model(plan)
     engine = Engine(model, plan, seed=0)
-    optimizer = engine.register(torch.optim.SGD(engine.parameters(), lr=0.05))
+    optimizer = engine.register(SinkGD(engine.parameters(), lr=1e-3))
     assert optimizer is not None
     pictures, labels = training_set()
     for epoch in range(EPOCHS):

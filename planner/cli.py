@@ -9,7 +9,16 @@ import click
 from rich.console import Console
 
 from trady.planner.commands import CONTEXT, check_outputs, errors_told, output_path, read_scheme, stages, tell_written
-from trady.planner.options import DType, Inclusion, MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
+from trady.planner.options import (
+    DEFAULT_OPTIMIZER,
+    DType,
+    Inclusion,
+    MemoryFormat,
+    NormMode,
+    OptimizerKind,
+    Scope,
+    Strategy,
+)
 from trady.planner.units import parse_bytes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -118,7 +127,7 @@ def step_options(command: Command) -> Command:
     "--batch-size", type=_BatchSize(), default="1", help="Samples of a micro-batch, or max: the most that fit."
 )
 @click.option("--min-value", type=click.FloatRange(0, 1), help="Least value with --batch-size max.  [default: 0]")
-@click.option("--optimizer", type=values(OptimizerKind), default="sgd", help="Its state is in the budget.")
+@click.option("--optimizer", type=values(OptimizerKind), default=DEFAULT_OPTIMIZER.value, help="Its state counts.")
 @click.option("--strategy", type=values(Strategy), default="solver", help="How layers and channels are chosen.")
 @click.option(
     "--inclusion", type=values(Inclusion), default="uniform", help="Draw a layer's channels alike, or by norm."

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from trady.planner.errors import StrategyError
 
@@ -32,6 +32,10 @@ class OptimizerKind(StrEnum):
     MOMENTUM = "momentum"
     ADAM = "adam"
     ADAMW = "adamw"
+
+
+#: What a plan is for unless said: as small as SGD, and better by ``docs/accuracy.md``. The papers train with SGD.
+DEFAULT_OPTIMIZER: Final = OptimizerKind.SINKGD
 
 
 class DType(StrEnum):

@@ -28,6 +28,7 @@ from trady.planner.errors import PlanError
 from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
 from trady.planner.options import (
+    DEFAULT_OPTIMIZER,
     DType,
     Inclusion,
     MemoryFormat,
@@ -81,7 +82,7 @@ def make_plan(
     budget: int | str,
     scope: Scope | str = Scope.UPDATE,
     batch_size: int | None = None,
-    optimizer: OptimizerKind | str = OptimizerKind.SGD,
+    optimizer: OptimizerKind | str = DEFAULT_OPTIMIZER,
     epochs: int = 50,
     strategy: Strategy | str = Strategy.SOLVER,
     priorities: Priorities | Callable[[], Priorities] | None = None,
@@ -116,7 +117,7 @@ def make_plan(
         scope: What the budget holds: ``"update"`` (the drawn channels' own memory), ``"training"`` (all that
             training adds to inference's weights) or ``"peak"`` (the most that is live at any moment of a step).
         batch_size: Samples of a micro-batch; by default those of ``inputs``.
-        optimizer: ``"sgd"``, ``"sinkgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
+        optimizer: ``"sinkgd"``, ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
         epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
         strategy: ``"solver"``, or one of the papers' by name.
         priorities: Gradient norms, or a function that measures them, called once the budget is known to train

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trady.planner.cli import choice_options, loading_options, values
 from trady.planner.commands import CONTEXT, errors_told, tell_written
 from trady.planner.errors import StudyError
-from trady.planner.options import DType, MemoryFormat, NormMode, OptimizerKind, choose
+from trady.planner.options import DEFAULT_OPTIMIZER, DType, MemoryFormat, NormMode, OptimizerKind, choose
 
 if TYPE_CHECKING:
     from trady.planner.studies.grids import Axes
@@ -34,7 +34,7 @@ _FLOATS: Final = [kind.value for kind in DType if kind is not DType.INT8]
 @click.option("--budgets", metavar="SIZES", help="32KB:4MB:24 (equal ratios), 64KB,256KB, or both.  [default: 24]")
 @click.option("--target-coverage", type=float, metavar="SHARE", help="Instead: the smallest budget that reaches it.")
 @click.option("--batch-sizes", default="1", metavar="SIZES", help="1,8,32 or 1:64:7.")
-@click.option("--optimizers", default="sgd", metavar="NAMES", help="sgd,sinkgd,momentum,adam,adamw.")
+@click.option("--optimizers", default=DEFAULT_OPTIMIZER.value, metavar="NAMES", help="sinkgd,sgd,momentum,adam,adamw.")
 @click.option("--dtypes", metavar="NAMES", help="float32,bfloat16,float16,int8.  [default: the model's own]")
 @click.option("--norms", default="frozen", metavar="NAMES", help="frozen,train.")
 @click.option("--inputs", metavar="SHAPES", help="3x96x96,3x224x224; several inputs each: a,b;c,d.  [default: its own]")

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Final
 
 from trady.planner.errors import StudyError
-from trady.planner.options import DType, NormMode, OptimizerKind, Scope
+from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, Scope
 from trady.planner.studies.rows import Setting
 from trady.planner.units import parse_bytes
 
@@ -34,7 +34,7 @@ class Axes:
     norms: tuple[NormMode, ...] = (NormMode.FROZEN,)
     dtypes: tuple[DType | None, ...] = (None,)
     batch_sizes: tuple[int, ...] = (1,)
-    optimizers: tuple[OptimizerKind, ...] = (OptimizerKind.SGD,)
+    optimizers: tuple[OptimizerKind, ...] = (DEFAULT_OPTIMIZER,)
     budgets: tuple[int, ...] = ()
 
     def num_rows(self, num_models: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trady.planner.errors import StudyError
-from trady.planner.options import DType, NormMode, OptimizerKind, Scope, choose
+from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, Scope, choose
 from trady.planner.priorities import Priorities
 from trady.planner.studies.answers import Answers
 from trady.planner.studies.columns import Column, Piece, pieces_of, plan_rows
@@ -80,7 +80,7 @@ def study(
     *,
     budgets: str | Sequence[int | str] | None = None,
     batch_sizes: str | Sequence[int] = (1,),
-    optimizers: Sequence[OptimizerKind | str] = (OptimizerKind.SGD,),
+    optimizers: Sequence[OptimizerKind | str] = (DEFAULT_OPTIMIZER,),
     dtypes: Sequence[DType | str | None] = (None,),
     inputs: Sequence[str] = ("",),
     norms: Sequence[NormMode | str] = (NormMode.FROZEN,),
@@ -104,7 +104,7 @@ def study(
         budgets: ``"32KB:4MB:24"`` for sizes of equal ratio, a list of sizes, or nothing: then each combination gets
             24 from the smallest that trains anything to what training everything takes.
         batch_sizes: Samples of a micro-batch: ``(1, 8, 32)`` or ``"1:64:7"``.
-        optimizers: ``"sgd"``, ``"sinkgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
+        optimizers: ``"sinkgd"``, ``"sgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
         dtypes: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (accounting); ``None`` leaves the model's own.
         inputs: Shapes of one sample, ``"3x224x224"``, for models by name.
         norms: ``"frozen"``, ``"train"``.
