@@ -73,7 +73,7 @@ class _DrawEvery(click.ParamType[Any]):
 @click.option("--weight-decay", type=float, default=0.0, help="Of all that trains.")
 @click.option("--warmup-epochs", type=float, help="Then a cosine to 0.  [default: 5, or a tenth of a shorter run]")
 @click.option("--label-smoothing", type=float, default=0.0, help="Of cross-entropy.")
-@click.option("--clip", type=float, metavar="NORM", help="Clip the norm of all gradients together.")
+@click.option("--clip", type=float, metavar="NORM", help="Clip the norm of all gradients; not under sinkgd.")
 @click.option("--amp", type=click.Choice(_AMP), help="Autocast; the plan's by default.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="The plan's by default.")
 @click.option("--compile", "compile_", is_flag=True, help="Run through torch.compile: bytes are then the compiler's.")

@@ -147,9 +147,15 @@ def options_for(plan: Plan, given: dict[str, Any]) -> RunOptions:
     if "amp" not in given:
         defaults["amp"] = settings.amp
     try:
-        return RunOptions(**defaults | known)
+        options = RunOptions(**defaults | known)
     except ValidationError as error:
         raise EngineError(f"Training cannot start: {_first_problem(error)}.") from error
+    if optimizer is OptimizerKind.SINKGD and options.clip is not None:
+        raise EngineError(
+            f"Training cannot start: --clip {options.clip:g} does nothing under sinkgd, whose steps are as long whatever"
+            " the gradients. Leave it out and take a smaller --lr, or another --optimizer."
+        )
+    return options
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -40,6 +40,7 @@ from trady.engine.running import Engine
 from trady.engine.stepping import LossNotFiniteError, Stepper
 from trady.engine.training_data import TrainingData, fit_head_to, open_training_data
 from trady.planner.errors import DataError, EngineError
+from trady.planner.options import OptimizerKind
 from trady.planner.plan import Plan
 from trady.planner.training_step import Batch
 
@@ -339,9 +340,10 @@ class _Run:
         epoch, step, saved = self._position.epoch, self._position.step, self._saved
         kept = f"{self._folder} keeps the checkpoint of step {saved.step}" if saved else "Nothing was saved yet"
         amp = ", without --amp" if self._options.amp else ""
+        clip = "" if self._options.optimizer is OptimizerKind.SINKGD else ", or with --clip 1"
         return EngineError(
             f"Training stopped: {what} in epoch {epoch + 1}, step {step + 1}, at learning rate {rate:.4g}. {kept}. "
-            f"Start anew with --lr {self._options.learning_rate / 10:.3g}, or with --clip 1{amp}; if it is not finite "
+            f"Start anew with --lr {self._options.learning_rate / 10:.3g}{clip}{amp}; if it is not finite "
             "at the first step, look for odd values in the data."
         )
 

@@ -57,7 +57,7 @@ def study_command(
     One trace answers a whole column. Rows stream to the folder as JSON lines: an interrupted study goes on with the
     same command. At its end the folder holds rows.jsonl, rows.csv, rows.parquet, study.html and figures.
 
-    Example: trady-study torchvision:mobilenet_v2 --budgets 32KB:4MB:24 --batch-sizes 1,8,32 --optimizers sgd,adamw
+    Example: trady-study torchvision:mobilenet_v2 --budgets 32KB:4MB:24 --batch-sizes 1,8,32 --optimizers sinkgd,adamw
     """
     # PyTorch's profiler warns of memory that was there before a kernel was measured; it is not imported yet.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

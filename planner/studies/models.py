@@ -229,7 +229,7 @@ class _Columns:
         if torch_dtype(setting.dtype) in (None, torch.float32) and setting.dtype is not DType.INT8:
             yield from self._remedy(column, "bfloat16", "--dtype bfloat16", dtype=DType.BFLOAT16)
         if setting.optimizer not in (OptimizerKind.SGD, OptimizerKind.SINKGD):
-            yield from self._remedy(column, "plain SGD", "--optimizer sgd", optimizer=OptimizerKind.SGD)
+            yield from self._remedy(column, "SinkGD", "--optimizer sinkgd", optimizer=OptimizerKind.SINKGD)
 
     def _remedy(self, column: Column, change: str, options: str, **changed: Any) -> Iterator[Remedy]:
         """The remedy, unless the step cannot be planned with it or it takes no less."""

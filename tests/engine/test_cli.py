@@ -54,13 +54,25 @@ def test_the_summary_for_programs(plan_file: Path, tmp_path: Path) -> None:
     assert summary["before_is"] == "fresh head, untrained"
 
 
-def test_options_come_from_the_plan_and_the_paper(plan_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.125), ("sinkgd", 0.001), ("adam", 0.001)])
+def test_options_come_from_the_plan_and_the_paper(
+    planned: Planned, tmp_path: Path, optimizer: str, rate: float
+) -> None:
+    plan_file = tmp_path / "plan.json"
+    planned(epochs=2, optimizer=optimizer).save(plan_file)
     assert run(f"{plan_file} --data colours.npz --epochs 1 -o {tmp_path / 'a'}").exit_code == 0
     options = RunOptions.load(tmp_path / "a")
-    assert (options.model, options.batch_size, options.optimizer.value) == ("train_nets:small", 8, "sgd")
-    assert (options.learning_rate, options.warmup_epochs, options.label_smoothing) == (0.125, 0.1, 0)
+    assert (options.model, options.batch_size, options.optimizer.value) == ("train_nets:small", 8, optimizer)
+    assert (options.learning_rate, options.warmup_epochs, options.label_smoothing) == (rate, 0.1, 0)
     assert (options.weight_decay, options.draw_every, options.amp, options.clip) == (0, "epoch", None, None)
     assert Path(options.data.source).is_absolute()
+
+
+def test_clipping_under_sinkgd_is_refused(planned: Planned, tmp_path: Path) -> None:
+    planned(epochs=2, optimizer="sinkgd").save(tmp_path / "plan.json")
+    found = run(f"{tmp_path / 'plan.json'} {ARGUMENTS} --clip 1 -o {tmp_path / 'a'}")
+    assert found.exit_code and "--clip 1 does nothing under sinkgd" in found.stderr and "Leave it out" in found.stderr
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_resumed_run_may_start_elsewhere(

@@ -25,6 +25,7 @@ from trady.engine.run_options import DataOptions, RunOptions, options_for
 from trady.engine.training import train
 from trady.planner import Plan, load_model
 from trady.planner.errors import DataError, EngineError
+from trady.planner.options import DEFAULT_OPTIMIZER
 from trady.planner.preparing import prepare
 from trady.planner.schedule import draw
 
@@ -96,6 +97,13 @@ def test_a_run_learns(planned: Planned, tmp_path: Path) -> None:
     assert history.best.rank >= history.after.rank
 
 
+def test_a_run_learns_with_the_planners_defaults(planned: Planned, tmp_path: Path) -> None:
+    plan = planned(epochs=24, optimizer=DEFAULT_OPTIMIZER)
+    history = train(plan, options(plan, learning_rate=None), tmp_path / "a").history
+    assert history.before is not None and history.after is not None
+    assert history.before.loss > 1.1 * history.after.loss
+
+
 def test_the_best_weights_score_what_was_told(planned: Planned, tmp_path: Path) -> None:
     plan = planned(epochs=6)
     history = train(plan, options(plan, learning_rate=0.3), tmp_path / "a").history
@@ -151,7 +159,7 @@ def test_nothing_of_torchs_settings_stays_changed(planned: Planned, tmp_path: Pa
 RUNS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum": {"optimizer": "momentum"},
-    "sinkgd": {"optimizer": "sinkgd"},
+    "sinkgd": {"optimizer": "sinkgd", "learning_rate": 0.01},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
     "adamw-carried": {"optimizer": "adamw", "learning_rate": 0.01, "carry": True},
     "accumulated": {"accumulate": 4, "batch_size": 2, "clip": 0.5},

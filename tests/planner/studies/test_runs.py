@@ -96,7 +96,7 @@ def test_every_remedy_helps_and_needs_what_it_says(net: nn.Module, pictures: tor
         "batch size 4": {"batch_size": 4},
         "frozen norms": {"norm": "frozen"},
         "bfloat16": {"dtype": "bfloat16"},
-        "plain SGD": {"optimizer": "sgd"},
+        "SinkGD": {"optimizer": "sinkgd"},
     }
     dear = {"scope": "training", "optimizer": "adamw", "batch_size": 8, "norm": "train"}
     least = study((net, pictures), budgets="1B", workers=1, scope="training", norms=("train",), batch_sizes=(8,),
@@ -105,7 +105,7 @@ def test_every_remedy_helps_and_needs_what_it_says(net: nn.Module, pictures: tor
     found = study((net, pictures), budgets=[least - 1], workers=1, scope="training", norms=("train",),
                   batch_sizes=(8,), optimizers=("adamw",))  # fmt: skip
     remedies = {remedy.change: remedy for remedy in found.rows[0].remedies}
-    assert remedies.keys() == {"batch size 1", "batch size 2", "batch size 4", "frozen norms", "bfloat16", "plain SGD"}
+    assert remedies.keys() == {"batch size 1", "batch size 2", "batch size 4", "frozen norms", "bfloat16", "SinkGD"}
     assert found.rows[0].remedies[0].change == "batch size 4"
     for change, remedy in remedies.items():
         options = dear | changes[change]
