@@ -152,8 +152,8 @@ def options_for(plan: Plan, given: dict[str, Any]) -> RunOptions:
         raise EngineError(f"Training cannot start: {_first_problem(error)}.") from error
     if optimizer is OptimizerKind.SINKGD and options.clip is not None:
         raise EngineError(
-            f"Training cannot start: --clip {options.clip:g} does nothing under sinkgd, whose steps are as long whatever"
-            " the gradients. Leave it out and take a smaller --lr, or another --optimizer."
+            f"Training cannot start: --clip {options.clip:g} does nothing under sinkgd, whose steps are as long "
+            "whatever the gradients. Leave it out and take a smaller --lr, or another --optimizer."
         )
     return options
 

@@ -95,10 +95,9 @@ def _weight_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> t
 def _grouped_product(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """Products of experts: the CPU kernel takes float32, the fake one of torch 2.14 half types alone."""
     left, right, *rest = args
-    if left.dtype is not torch.float32 or left.device.type != "cpu":
-        product: Tensor = func(*args, **kwargs)
-        return product
-    return func(left.bfloat16(), right.bfloat16(), *rest, **kwargs).contiguous().float()
+    is_refused = left.dtype is torch.float32 and left.device.type == "cpu"
+    product: Tensor = func(left.bfloat16(), right.bfloat16(), *rest, **kwargs) if is_refused else func(*args, **kwargs)
+    return product.contiguous().float() if is_refused else product
 
 
 #: Above any probability of dropping, and below one as every number that ``torch.rand`` draws.
