@@ -202,7 +202,6 @@ _VARIED: Final = (
 _STATIC_OR_NOT: Final = ("s-topk-random", "d-full-random", "s-full-random", "s-det-rgn", "d-det-rgn")
 #: Relatives of the paper's rule, run at the learning rate that it chose.
 _AS_TRADY: Final = ("s-topk-random", "d-full-random", "s-full-random", "lara-trady", "head", "bias")
-_WITH_SINKGD: Final = ("solver SinkGD", "trady SinkGD")
 #: What a machine with the hours runs beside the published policies and the solver.
 _ALSO: Final = (
     *_VARIED,
@@ -229,100 +228,79 @@ def depth_cells() -> list[Cell]:
     return [Cell(network.name, "food10", network.budgets[0], POLICIES[name], _SHORT, 0.01) for name in DEPTHS]
 
 
+def _on_pictures(
+    *policies: str,
+    networks: Sequence[str] = _THREE,
+    data: Sequence[str] = ("food10", "cifar10-sub"),
+    budgets: Sequence[int] = (0,),
+    seeds: int = 1,
+    rates: Sequence[float] = (),
+    fixed_rate: float | None = None,
+) -> Block:
+    """Short runs whose learning rates are chosen on food10."""
+    return Block(
+        networks, data, budgets, policies, seeds, _SHORT, choose_on="food10", rates=rates, fixed_rate=fixed_rate
+    )
+
+
+def _on_texts(*policies: str, seeds: int = 1) -> Block:
+    """Short runs of MiniLM whose learning rates are chosen on TREC."""
+    return Block(("minilm-l6",), _TEXTS, (1,), policies, seeds, _SHORT_TEXT, choose_on="trec", choosing_epochs=1)
+
+
+#: On one cell.
+_ONE: Final = {"networks": _THREE[:1], "data": ("food10",)}
+_WITH_NORMS: Final = {"networks": ("mbv2-w0.35 with norms",), "data": ("food10",)}
+
 PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
-    "quick": (Block(("mbv2-w0.35",), ("food10",), (0,), ("trady", "medyate", "solver"), 2, _SHORT),),
+    "quick": (Block(_THREE[:1], ("food10",), (0,), ("trady", "medyate", "solver", "solver SinkGD"), 2, _SHORT),),
     "desk": (
-        Block(
-            ("minilm-l6",),
-            _TEXTS,
-            (1,),
-            (
-                "trady AdamW",
-                "s-det-rgn AdamW",
-                "solver E=16 AdamW",
-                "solver weighted AdamW",
-                "solver weighted E=16 AdamW",
-            ),
-            1,
-            _SHORT_TEXT,
-            choose_on="trec",
-            choosing_epochs=1,
+        _on_texts(
+            "trady AdamW",
+            "s-det-rgn AdamW",
+            "solver E=16 AdamW",
+            "solver weighted AdamW",
+            "solver weighted E=16 AdamW",
         ),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("trady", "medyate", "solver"), 1, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver E=16",), 1, _SHORT, choose_on="food10"),
-        Block(("mbv2-w0.35",), ("food10",), (0,), _VARIED, 1, _SHORT, fixed_rate=0.01),
-        Block(("mbv2-w0.35",), ("food10",), (0,), _AS_TRADY, 1, _SHORT, fixed_rate=0.02),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("trady", "medyate", "solver"), 2, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("solver AdamW",), 2, _SHORT, choose_on="food10"),
-        Block(("mbv2-w0.35",), ("food10",), (0,), _PUBLISHED, 1, _SHORT, choose_on="food10"),
-        Block(_THREE, ("catdog",), (0,), ("trady", "medyate", "solver", "solver AdamW"), 1, _SHORT, choose_on="food10"),
-        Block(("mbv2-w0.35",), ("food10",), (1, 2), ("trady", "solver"), 1, _SHORT, choose_on="food10"),
-        Block(("mbv2-w0.35 with norms",), ("food10",), (0,), ("trady",), 1, _SHORT, choose_on="food10"),
-        Block(
-            ("mbv2-w0.35 with norms",),
-            ("food10",),
-            (0,),
-            ("full, norms train", "trady, norms train", "solver, norms train"),
-            1,
-            _SHORT,
-            choose_on="food10",
-            rates=(0.02, 0.05, 0.125),
+        _on_pictures("trady", "medyate", "solver"),
+        _on_pictures("solver E=16"),
+        _on_pictures(*_VARIED, **_ONE, fixed_rate=0.01),
+        _on_pictures(*_AS_TRADY, **_ONE, fixed_rate=0.02),
+        _on_pictures("trady", "medyate", "solver", seeds=2),
+        _on_pictures("solver AdamW", seeds=2),
+        _on_pictures(*_PUBLISHED, **_ONE),
+        _on_pictures("trady", "medyate", "solver", "solver AdamW", data=("catdog",)),
+        _on_pictures("trady", "solver", **_ONE, budgets=(1, 2)),
+        _on_pictures("trady", **_WITH_NORMS),
+        _on_pictures(
+            "full, norms train", "trady, norms train", "solver, norms train", **_WITH_NORMS, rates=(0.02, 0.05, 0.125)
         ),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), _WITH_SINKGD, 2, _SHORT, choose_on="food10"),
-        Block(_THREE, ("catdog",), (0,), _WITH_SINKGD, 1, _SHORT, choose_on="food10"),
-        Block(
-            ("minilm-l6",),
-            _TEXTS,
-            (1,),
-            (
-                "s-det-rgn SinkGD",
-                "trady SinkGD",
-                "solver SinkGD",
-                "solver weighted SinkGD",
-                "solver weighted E=16 SinkGD",
-            ),
-            3,
-            _SHORT_TEXT,
-            choose_on="trec",
-            choosing_epochs=1,
+        _on_pictures("solver SinkGD", "trady SinkGD", seeds=2),
+        _on_pictures("solver SinkGD", "trady SinkGD", data=("catdog",)),
+        _on_texts(
+            "s-det-rgn SinkGD",
+            "trady SinkGD",
+            "solver SinkGD",
+            "solver weighted SinkGD",
+            "solver weighted E=16 SinkGD",
+            seeds=3,
         ),
-        Block(
-            ("minilm-l6",),
-            _TEXTS,
-            (1,),
-            ("s-det-rgn", "trady", "solver", "solver weighted", "d-det-rgn AdamW", "head AdamW"),
-            1,
-            _SHORT_TEXT,
-            choose_on="trec",
-            choosing_epochs=1,
+        _on_texts("s-det-rgn", "trady", "solver", "solver weighted", "d-det-rgn AdamW", "head AdamW"),
+        _on_pictures(*_STATIC_OR_NOT),
+        _on_texts(
+            "LoRA r=2 AdamW",
+            "trady AdamW",
+            "s-det-rgn AdamW",
+            "solver weighted AdamW",
+            "solver weighted E=16 AdamW",
+            seeds=3,
         ),
-        Block(
-            ("minilm-l6",),
-            _TEXTS,
-            (1,),
-            ("trady AdamW", "s-det-rgn AdamW", "solver weighted AdamW", "solver weighted E=16 AdamW"),
-            3,
-            _SHORT_TEXT,
-            choose_on="trec",
-            choosing_epochs=1,
-        ),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("medyate SinkGD",), 2, _SHORT, choose_on="food10"),
-        Block(_THREE, ("catdog",), (0,), ("medyate SinkGD",), 1, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10",), (0,), ("full SinkGD", "head SinkGD"), 1, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), _STATIC_OR_NOT, 1, _SHORT, choose_on="food10"),
-        Block(_THREE, ("food10", "cifar10-sub"), (0,), ("lara-trady", "su", "bias"), 1, _SHORT, choose_on="food10"),
-        Block(("minilm-l6",), _TEXTS, (1,), ("LoRA r=2 AdamW",), 3, _SHORT_TEXT, choose_on="trec", choosing_epochs=1),
-        Block(
-            _THREE,
-            ("food10", "cifar10-sub"),
-            (0,),
-            ("solver momentum", "trady momentum", "LoRA r=2 AdamW"),
-            1,
-            _SHORT,
-            choose_on="food10",
-        ),
-        Block(("efficientnet-lite0",), ("food10",), (0,), ("trady", "medyate", "solver"), 1, _SHORT),
-        Block(_THREE[:1], ("food10",), (0,), ("solver bfloat16",), 1, _SHORT),
+        _on_pictures("LoRA r=2 AdamW", "solver momentum"),
+        _on_pictures("medyate SinkGD"),
+        _on_pictures("full SinkGD", "head SinkGD", **_ONE),
+        _on_pictures("trady", "solver", "solver SinkGD", networks=("efficientnet-lite0",), data=("food10",)),
+        _on_pictures("solver bfloat16", **_ONE),
+        _on_pictures("trady momentum", "lara-trady", "su", "bias"),
     ),
     "paper": (
         Block(

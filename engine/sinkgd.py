@@ -45,7 +45,7 @@ class SinkGD(Optimizer):
         super().__init__(params, {"lr": lr, "iterations": iterations, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; gradients stay as they are.
 
         Args:
