@@ -25,7 +25,7 @@ demo: $(VENV)/.demo-installed ## Plan, simulate, train and measure EfficientNet-
 	    -o ../out/plan.json --plot ../out/plan.png $(DEMO_MODEL)
 	$(BIN)/trady-simulate out/plan.json --policy solver,trady --trials 500 --plot out/replay.png --timeline out/timeline.png
 	cd examples && ../$(BIN)/trady-train ../out/plan.json $(DEMO_MODEL) $(DEMO_DATA) --fit-head --epochs 3 \
-	    --batches-per-epoch 100 --lr 0.005 --no-augment -o ../out/demo
+	    --batches-per-epoch 100 --no-augment -o ../out/demo
 
 test: install lint types ## Set up, then lint, types and tests (MARKERS chooses others)
 	$(BIN)/python -m pytest -m "$(MARKERS)"

@@ -58,6 +58,7 @@ POLICIES: Final[Mapping[str, Policy]] = {
         Policy("medyate SinkGD", "medyate", optimizer=_SINKGD),
         Policy("s-det-rgn SinkGD", "s-det-rgn", optimizer=_SINKGD),
         Policy("solver SinkGD", "solver", _SOLVER, optimizer=_SINKGD),
+        Policy("solver E=16 SinkGD", "solver", _SOLVER | {"horizon": 16.0}, optimizer=_SINKGD),
         Policy("solver weighted SinkGD", "solver", _SOLVER | {"inclusion": "weighted"}, optimizer=_SINKGD),
         Policy("solver weighted E=16 SinkGD", "solver", _WEIGHTED_16, optimizer=_SINKGD),
         Policy("full AdamW", "full", optimizer=_ADAMW),
@@ -286,6 +287,7 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
             seeds=3,
         ),
         _on_texts("s-det-rgn", "trady", "solver", "solver weighted", "d-det-rgn AdamW", "head AdamW"),
+        _on_texts("s-det-rgn", seeds=3),
         _on_pictures(*_STATIC_OR_NOT),
         _on_texts(
             "LoRA r=2 AdamW",
@@ -300,6 +302,8 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
         _on_pictures("full SinkGD", "head SinkGD", **_ONE),
         _on_pictures("trady", "solver", "solver SinkGD", networks=("efficientnet-lite0",), data=("food10",)),
         _on_pictures("solver bfloat16", **_ONE),
+        _on_pictures("solver 4 draws", "solver squared", "solver E=64", **_ONE),
+        _on_pictures("solver E=16 SinkGD"),
         _on_pictures("trady momentum", "lara-trady", "su", "bias"),
     ),
     "paper": (
