@@ -220,7 +220,16 @@ _SHORT_TEXT: Final = Recipe(24, 3, 768)
 _LONG: Final = Recipe(128, 50, 50_000, warmup=5.0)
 
 #: Policies whose steps reach back to different depths.
-DEPTHS: Final = ("solver with stem", "solver", "solver 20 layers", "solver 10 layers", "trady", "full", "head")
+DEPTHS: Final = (
+    "solver with stem",
+    "solver",
+    "solver SinkGD",
+    "solver 20 layers",
+    "solver 10 layers",
+    "trady",
+    "full",
+    "head",
+)
 
 
 def depth_cells() -> list[Cell]:

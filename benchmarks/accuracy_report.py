@@ -109,6 +109,7 @@ def page(rows: Sequence[Row], times: Mapping[str, Any]) -> str:
         budgets=_by_budget(judged),
         text=_scores(judged, (_TEXT,), smallest=False),
         text_tests=_tests(judged, (_TEXT,), _COMPARED_TEXTS),
+        lite0=_scores(judged, ("efficientnet-lite0",), smallest=True),
         norms=_scores(judged, ("mbv2-w0.35", "mbv2-w0.35 with norms"), smallest=True, only=_NORM_ROWS),
         depth=_depth(judged, times["step_ms"]),
         ranks=_ranks(),

@@ -81,17 +81,17 @@ def normalised(gradient: Tensor, iterations: int) -> Tensor:
     """
     found = gradient.clone(memory_format=torch.contiguous_format)
     if found.dim() < 2:
-        _scale_(found.view(1, -1), dim=1)
-        return found
+        _to_unit_length_(found.view(1, -1), dim=1)
+        return found.mul_(found.numel() ** 0.5)
     matrix = found.view(len(found), -1)
     for _ in range(iterations):
-        _scale_(matrix, dim=1)
-        _scale_(matrix, dim=0)
-    return found
+        _to_unit_length_(matrix, dim=1)
+        _to_unit_length_(matrix, dim=0)
+    return found.mul_(len(matrix) ** 0.5)
 
 
-def _scale_(matrix: Tensor, dim: int) -> None:
-    """Bring what lies along a dimension to a root mean square of 1, in place."""
+def _to_unit_length_(matrix: Tensor, dim: int) -> None:
+    """Divide what lies along a dimension by its norm, in place."""
     kind = torch.promote_types(matrix.dtype, torch.float32)
     norms = torch.linalg.vector_norm(matrix, dim=dim, keepdim=True, dtype=kind)
-    matrix.div_(norms.div_(matrix.shape[dim] ** 0.5).clamp_min_(_LEAST_NORM))
+    matrix.div_(norms.clamp_min_(_LEAST_NORM))
