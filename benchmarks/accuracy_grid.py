@@ -310,7 +310,6 @@ PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
         _on_pictures("medyate SinkGD"),
         _on_pictures("full SinkGD", "head SinkGD", **_ONE),
         _on_pictures("trady", "solver", "solver SinkGD", networks=("efficientnet-lite0",), data=("food10",)),
-        _on_pictures("solver bfloat16", **_ONE),
         _on_pictures("solver 4 draws", "solver squared", "solver E=64", **_ONE),
         _on_pictures("solver E=16 SinkGD"),
         _on_pictures("trady momentum", "lara-trady", "su", "bias"),
