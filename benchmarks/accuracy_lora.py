@@ -16,9 +16,10 @@ from trady.engine.meter import saved_tensors, storage_bytes
 from trady.planner.options import OptimizerKind
 from trady.planner.training_step import Batch, call_model, map_tensors
 
-#: Tensors of an adapter's size that training it keeps: its gradient and the optimizer's state.
+#: Tensors of an adapter's size that training it keeps: its gradient and the optimizer's state, but for step counts.
 _KEPT_OF_ADAPTERS: Mapping[OptimizerKind, int] = {
     OptimizerKind.SGD: 1,
+    OptimizerKind.SINKGD: 1,
     OptimizerKind.MOMENTUM: 2,
     OptimizerKind.ADAM: 3,
     OptimizerKind.ADAMW: 3,

@@ -30,7 +30,7 @@ def _model() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("adamw", 3)])
+@pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("sinkgd", 1), ("adamw", 3)])
 @pytest.mark.parametrize("layers", [1, 3, 4])
 def test_as_many_layers_as_the_budget_holds(model: nn.Module, optimizer: str, copies: int, layers: int) -> None:
     budget = expected_bytes(layers, 2, copies)
