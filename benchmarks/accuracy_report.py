@@ -92,7 +92,8 @@ def write_report(rows: Sequence[Row], times: Mapping[str, Any]) -> None:
     """
     PAGE.write_text(page(rows, times))
     judged, docs = latest(rows), ROOT / "docs"
-    draw_policies(judged, _VISION, docs / "accuracy-policies.svg")
+    smallest = [row for row in judged if is_smallest(row, judged)]
+    draw_policies(smallest, _VISION, docs / "accuracy-policies.svg")
     draw_budgets(judged, docs / "accuracy-budgets.svg")
     draw_depth(depth_rows(judged), times["step_ms"], docs / "accuracy-depth.svg")
 
