@@ -42,6 +42,7 @@ _COMPARED: Final = (
     ("d-full-random", "s-full-random"),
     ("d-det-rgn", "s-det-rgn"),
     ("trady", "d-full-random"),
+    ("trady", "s-det-rgn"),
     ("trady", "d-det-rgn"),
     ("trady", "su"),
     ("solver AdamW", "solver"),
@@ -59,6 +60,10 @@ _COMPARED: Final = (
 )
 _COMPARED_TEXTS: Final = (
     ("s-det-rgn", "trady"),
+    ("solver weighted SinkGD", "s-det-rgn"),
+    ("solver weighted SinkGD", "solver SinkGD"),
+    ("solver SinkGD", "trady SinkGD"),
+    ("trady SinkGD", "s-det-rgn SinkGD"),
     ("solver", "s-det-rgn"),
     ("solver weighted", "s-det-rgn"),
     ("s-det-rgn SinkGD", "s-det-rgn"),

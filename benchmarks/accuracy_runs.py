@@ -94,7 +94,7 @@ class Cell:
         budget: Elements, as the papers count.
         policy: What trains.
         recipe: How.
-        rate: Peak learning rate of SGD.
+        rate: Peak learning rate.
         seed: Of draws, order and augmentation.
         choosing: Trains without a part of the training data, which it is scored on: to choose a learning rate.
     """

@@ -275,7 +275,14 @@ def make_plans(
     def plan(budget: int | str, scope: str = "update") -> Plan:
         source = ModelSource(subject.name, has_weights=subject.has_weights)
         return make_plan(
-            model, batch.inputs, budget=budget, scope=scope, device=device, memory_format=memory_format, source=source
+            model,
+            batch.inputs,
+            budget=budget,
+            scope=scope,
+            optimizer="sgd",
+            device=device,
+            memory_format=memory_format,
+            source=source,
         )
 
     first = plan(BUDGETS[0])

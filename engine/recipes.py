@@ -13,7 +13,7 @@ from trady.engine.sinkgd import SinkGD
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.training_step import LossFunction, logits_of, step_loss
 
-#: The paper's learning rate for SGD; the others by their usual relation to it.
+#: The paper's learning rate for SGD, and by their usual relation to it; SinkGD's from docs/accuracy.md.
 LEARNING_RATES: Final = {
     OptimizerKind.SGD: 0.125,
     OptimizerKind.SINKGD: 1e-3,

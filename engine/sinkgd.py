@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-#: Divides what has no gradient at all.
-_LEAST_NORM: Final = 1e-30
+#: Rows and columns shorter than this share of the largest element have no gradient to speak of: their squares vanish.
+_LEAST_NORM: Final = 1e-18
 
 
 class SinkGD(Optimizer):
@@ -16,8 +16,9 @@ class SinkGD(Optimizer):
 
     Each weight's gradient is taken as a matrix ``[first dimension, all others]``, its rows and then its columns are
     scaled to a root mean square of 1, several times over; a vector is scaled once. Layers of any scale then move alike,
-    as under Adam, but nothing is kept between steps: of Trady's ledger it takes no more than SGD without momentum.
-    The gradient's own scale does not matter, and so neither do loss scaling and the reduction over a batch.
+    as under Adam, but nothing is kept between steps: scopes ``update`` and ``training`` of a plan are those of plain
+    SGD. While it steps it works in a copy of one layer's gradient, which scope ``peak`` holds. The gradient's own scale
+    does not matter, and so neither do loss scaling, clipping and the reduction over a batch.
 
     Args:
         params: Parameters, or groups of them; :meth:`trady.engine.Engine.parameters`.
@@ -28,6 +29,11 @@ class SinkGD(Optimizer):
     Raises:
         ValueError: An option is out of its range.
         RuntimeError: A gradient is sparse.
+
+    Known limitations:
+        Of a matrix of one column, as a slice of one channel of a linear layer is, the sign is left, and a row of mere
+        rounding noise moves as far as any. ``lr`` is a mean over the whole matrix: of an embedding the few rows that
+        have a gradient move farther.
 
     Source:
         SinkGD, Gradient Multi-Normalization for Efficient LLM Training, arXiv 2502.06742. There Adam trains vectors.
@@ -71,27 +77,32 @@ def _move(parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
 
 
 def normalised(gradient: Tensor, iterations: int) -> Tensor:
-    """A gradient whose rows and columns have a root mean square of 1, nearly all rows and exactly all columns.
+    """A gradient whose rows and columns are scaled in turn to a root mean square of 1, the columns last.
 
-    Rows and columns of zeros stay zero. The work is one copy of the gradient and the norms of one side.
+    Rows and columns of zeros stay zero. The work is one copy of the gradient and the norms of one side, in float32 for
+    half types.
 
     Args:
         gradient: Of any shape; the first dimension are the rows.
-        iterations: How often rows and columns are scaled in turn.
+        iterations: How often rows and columns are scaled.
     """
-    found = gradient.clone(memory_format=torch.contiguous_format)
+    kind = torch.promote_types(gradient.dtype, torch.float32)
+    found = gradient.to(kind, memory_format=torch.contiguous_format, copy=True)
+    if not found.numel():
+        return gradient
+    found.div_(torch.linalg.vector_norm(found, ord=torch.inf).clamp_min_(torch.finfo(kind).tiny))
+    matrix = found.view(len(found) if found.dim() > 1 else 1, -1)
     if found.dim() < 2:
-        _to_unit_length_(found.view(1, -1), dim=1)
-        return found.mul_(found.numel() ** 0.5)
-    matrix = found.view(len(found), -1)
-    for _ in range(iterations):
         _to_unit_length_(matrix, dim=1)
-        _to_unit_length_(matrix, dim=0)
-    return found.mul_(len(matrix) ** 0.5)
+        found.mul_(found.numel() ** 0.5)
+    else:
+        for _ in range(iterations):
+            _to_unit_length_(matrix, dim=1)
+            _to_unit_length_(matrix, dim=0)
+        found.mul_(len(matrix) ** 0.5)
+    return found.to(gradient.dtype)
 
 
 def _to_unit_length_(matrix: Tensor, dim: int) -> None:
     """Divide what lies along a dimension by its norm, in place."""
-    kind = torch.promote_types(matrix.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(matrix, dim=dim, keepdim=True, dtype=kind)
-    matrix.div_(norms.clamp_min_(_LEAST_NORM))
+    matrix.div_(torch.linalg.vector_norm(matrix, dim=dim, keepdim=True).clamp_min_(_LEAST_NORM))

@@ -47,10 +47,18 @@ def coloured_pictures(count: int = 96) -> TensorDataset:
 
 
 def plan_for(model: nn.Module, data: TensorDataset, batch_size: int) -> Plan:
-    """Plan 64 kB of gradients and stored activations, by gradients measured on the data."""
+    """Plan 64 kB of gradients, momentum and stored activations, by gradients measured on the data."""
     pictures, labels = data[:batch_size]
     priorities = calibrate(model, [(pictures, labels)])
-    return make_plan(model, pictures, budget="64KB", batch_size=batch_size, epochs=EPOCHS, priorities=priorities)
+    return make_plan(
+        model,
+        pictures,
+        budget="64KB",
+        batch_size=batch_size,
+        optimizer="momentum",
+        epochs=EPOCHS,
+        priorities=priorities,
+    )
 
 
 @torch.no_grad()

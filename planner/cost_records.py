@@ -116,6 +116,16 @@ class LayerCosts(Record):
         """``C_W + C_A`` in elements for one sample."""
         return self.weight_elements + self.sample_elements
 
+    @property
+    def norm_elements(self) -> tuple[int, int]:
+        """Rows and columns of a slice as a matrix of its first dimension: whatever the channels, and for each."""
+        if self.kind == LayerKind.DEPTHWISE_CONV:
+            multiplier = self.out_channels // self.in_channels
+            return self.weight_elements // multiplier, multiplier
+        if self.kind in (LayerKind.CONV, LayerKind.LINEAR) and self.channel_dim == 1:
+            return self.out_channels, self.weight_elements // self.out_channels
+        return self.weight_elements, 1
+
 
 class GroupInput(Record):
     """A tensor the layers of an input group read.

@@ -1,6 +1,6 @@
 """From a trace to the cost table: who pays what, per channel, per operation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Final
 
@@ -10,7 +10,7 @@ from trady.planner.layers import CONVOLUTIONS, GROUPED_PRODUCTS, MATRIX_PRODUCTS
 from trady.planner.ledger import CostTable
 from trady.planner.memory_costs import MemoryCosts, is_redundant_clone
 from trady.planner.options import DType, OptimizerKind
-from trady.planner.records import REQUIRING_INPUTS, Capture, Operation
+from trady.planner.records import REQUIRING_INPUTS, Capture, Operation, StorageRecord
 from trady.planner.step_memory import StepMemory
 from trady.planner.tracing import Trace
 
@@ -22,10 +22,10 @@ OPTIMIZER_STATE: Final = {
     OptimizerKind.ADAM: (2, 4),
     OptimizerKind.ADAMW: (2, 4),
 }
-#: Copies of one trained tensor that a step works in: Adam's denominator; SinkGD's gradient and norms of one side.
+#: Copies of one trained tensor that a step works in: Adam's denominator, SinkGD's gradient.
 OPTIMIZER_COPIES: Final = {
     OptimizerKind.SGD: 0,
-    OptimizerKind.SINKGD: 2,
+    OptimizerKind.SINKGD: 1,
     OptimizerKind.MOMENTUM: 0,
     OptimizerKind.ADAM: 2,
     OptimizerKind.ADAMW: 2,
@@ -39,6 +39,7 @@ ATTENTION: Final = frozenset(
     }
 )
 _INT8_BIAS_BYTES: Final = 4
+_NORM_BYTES: Final = 4
 
 
 def build_cost_table(
@@ -80,6 +81,7 @@ class _TableBuilder:
         self._memory = memory
         self._costs: MemoryCosts | None = None
         self._copies = OPTIMIZER_COPIES[optimizer]
+        self._takes_norms = optimizer is OptimizerKind.SINKGD
         bit_of = {name: bit for bit, name in enumerate(self._step.parameters)}
         self._layer_bits = {bit_of[layer.weight_name]: index for index, layer in enumerate(self._layers)}
         self._always_bits = sum(1 << bit_of[name] for name in (*trace.always_trained, REQUIRING_INPUTS))
@@ -113,8 +115,10 @@ class _TableBuilder:
                 storage.num_bytes * self._per_element + self._per_tensor for storage in parameters
             ),
             gradient_storages=flows,
-            optimizer_copies=0 if self._costs is None else self._copies,
+            optimizer_copies=0 if self._costs is None else self._copies_of_slices(),
             largest_always_trained_bytes=0 if self._costs is None else self._costs.largest_always_trained(),
+            always_trained_work_bytes=self._always_trained_work() if self._takes_norms and self._costs else None,
+            optimizer_norm_bytes=_NORM_BYTES if self._takes_norms and self._costs else 0,
         )
 
     def _memory_costs(self) -> MemoryCosts | None:
@@ -179,11 +183,31 @@ class _TableBuilder:
 
     def _always_trained_bytes(self) -> int:
         total = 0
+        for storage in self._always_trained():
+            elements = prod(storage.tensor_shape)
+            total += elements * storage.itemsize * (1 + self._per_element) + self._per_tensor
+        return total
+
+    def _always_trained_work(self) -> int:
+        """A copy of the gradient, in float32 at least, and the norms of one side, or what it is cast back to."""
+        work = [0]
+        for storage in self._always_trained():
+            rows, *others = storage.tensor_shape or (1,)
+            norms = max(rows, prod(others)) if others else 1
+            elements, itemsize = prod(storage.tensor_shape), max(storage.itemsize, _NORM_BYTES)
+            cast = elements * storage.itemsize if storage.itemsize < _NORM_BYTES else 0
+            work.append(elements * itemsize + max(norms * _NORM_BYTES, cast))
+        return max(work)
+
+    def _copies_of_slices(self) -> int:
+        """Work of the optimizer in copies of a slice; SinkGD's is float32, and cast back where slices are not."""
+        is_half = any(layer.weight_itemsize < _NORM_BYTES for layer in self._layers)
+        return 3 if self._takes_norms and is_half else self._copies
+
+    def _always_trained(self) -> Iterator[StorageRecord]:
         for storage in self._step.storages:
             if storage.kind == "parameter" and storage.name in self._trace.always_trained:
-                elements = prod(storage.tensor_shape)
-                total += elements * storage.itemsize * (1 + self._per_element) + self._per_tensor
-        return total
+                yield storage
 
     def _upstream(self, bits: int, *, always: bool = False) -> int | None:
         """Index of the upstream a set of parameters amounts to; ``None`` where none of them can train."""

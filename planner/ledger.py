@@ -105,6 +105,9 @@ class CostTable(Record):
         gradient_storages: Memory of gradients of activations; ``None`` where lifetimes are not known.
         optimizer_copies: Copies of the largest trained tensor that the optimizer's step works in.
         largest_always_trained_bytes: Largest of the always-trained parameters.
+        always_trained_work_bytes: What the optimizer's step works in for the always-trained parameter that takes most;
+            ``None`` for ``optimizer_copies`` of the largest.
+        optimizer_norm_bytes: Bytes of the norm of a row or column that the step works in beside the copies; 0 for none.
     """
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -122,6 +125,8 @@ class CostTable(Record):
     gradient_storages: tuple[GradientBytes, ...] | None = None
     optimizer_copies: Count = 0
     largest_always_trained_bytes: Count = 0
+    always_trained_work_bytes: Count | None = None
+    optimizer_norm_bytes: Count = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "CostTable":

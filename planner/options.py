@@ -34,7 +34,7 @@ class OptimizerKind(StrEnum):
     ADAMW = "adamw"
 
 
-#: What a plan is for unless said: as small as SGD, and better by ``docs/accuracy.md``. The papers train with SGD.
+#: What a plan is for unless said: as small as SGD between steps, and better by ``docs/accuracy.md``.
 DEFAULT_OPTIMIZER: Final = OptimizerKind.SINKGD
 
 

@@ -139,10 +139,12 @@ class Sweep:
 
     def _optimizer(self, live: _Live) -> Iterator[Moment]:
         copies, largest = self._table.optimizer_copies, self._table.largest_always_trained_bytes
-        yield self._moment(MomentKind.OPTIMIZER, -1, live, copies * largest)
+        work_bytes, norm_bytes = self._table.always_trained_work_bytes, self._table.optimizer_norm_bytes
+        yield self._moment(MomentKind.OPTIMIZER, -1, live, copies * largest if work_bytes is None else work_bytes)
         if copies:
             for index, layer in enumerate(self._table.layers):
-                work = SliceCosts(layer=index, base=0, channel=copies * layer.gradient_bytes, block=0)
+                once, each = (norm_bytes * elements for elements in layer.norm_elements)
+                work = SliceCosts(layer=index, base=once, channel=copies * layer.gradient_bytes + each, block=0)
                 yield self._moment(MomentKind.OPTIMIZER, -1, live, 0, None, work)
 
     def _with(self, live: _Live, gradients: Iterable[tuple[int, int]]) -> _Live:

@@ -103,8 +103,15 @@ class Play:
         return total
 
     def optimizer(self) -> None:
+        copies, norm_bytes = self.table.optimizer_copies, self.table.optimizer_norm_bytes
         trained = [
-            layer.gradient_bytes * count for layer, count in zip(self.table.layers, self.counts, strict=True) if count
+            copies * layer.gradient_bytes * count
+            + norm_bytes * (layer.norm_elements[0] + layer.norm_elements[1] * count)
+            for layer, count in zip(self.table.layers, self.counts, strict=True)
+            if count and copies
         ]
-        work = self.table.optimizer_copies * max([self.table.largest_always_trained_bytes, *trained])
+        always = self.table.always_trained_work_bytes
+        if always is None:
+            always = copies * self.table.largest_always_trained_bytes
+        work = max([always, *trained])
         self.most = max(self.most, sum(self.live.values()) + work)

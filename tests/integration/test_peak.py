@@ -18,8 +18,10 @@ from trady.planner.tracing import trace
 pytestmark = pytest.mark.threads
 #: Scalars, and masks rounded up to words: what a toy of a few kilobytes may be off.
 _FEW_BYTES = 1024
-#: Toys whose peak is a few bytes above what is predicted when all their channels train.
-_BYTES_ABOVE = {("cross-attention", "1MB"): 32}
+#: What a toy's peak is above what is predicted when all its channels train: in the backward of one packed projection
+#: that three calls use by its rows, the zeros around a slice's gradient live beside the products of the others.
+_BYTES_ABOVE = {("cross-attention", "1MB"): 32, ("cross-attention", "16KB"): 32}
+_OPTIMIZERS = {"1MB": "sgd", "4KB": "adam", "16KB": "sinkgd"}
 
 
 def held_against_the_allocator(model: nn.Module, inputs: Any, **options: Any) -> tuple[int, int]:
@@ -40,14 +42,12 @@ def held_against_the_allocator(model: nn.Module, inputs: Any, **options: Any) ->
     slow_but(
         lambda name, budget: name in ONE_OF_EACH and (budget == "4KB" or name in ("branches", "encoder-layer")),
         sorted(TOYS.keys() - UNDRAWN),
-        ["1MB", "4KB"],
+        ["1MB", "4KB", "16KB"],
     ),
 )
 def test_toys_peak_as_predicted(name: str, budget: str) -> None:
     model, inputs = build(name)
-    predicted, measured = held_against_the_allocator(
-        model, inputs, budget=budget, optimizer="adam" if budget == "4KB" else "sgd"
-    )
+    predicted, measured = held_against_the_allocator(model, inputs, budget=budget, optimizer=_OPTIMIZERS[budget])
     above = _BYTES_ABOVE.get((name, budget), 0)
     assert measured <= predicted + above and predicted <= measured / 0.97 + _FEW_BYTES
 

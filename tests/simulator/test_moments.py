@@ -126,7 +126,7 @@ def two_layers() -> Plan:
     """Batch 4, 6 -> 5 -> 3 features, float32, no biases; the second layer is the head."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 3, bias=False))
-    return make_plan(net, torch.zeros(4, 6), budget="60B")
+    return make_plan(net, torch.zeros(4, 6), budget="60B", optimizer="sgd")
 
 
 def test_a_chain_of_products_by_hand() -> None:
