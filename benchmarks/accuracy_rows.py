@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-#: Network, data, budget in elements, seed: what two policies must have in common to be compared.
-Where = tuple[str, str, int, int]
+#: Network, data, budget in elements, seed, recipe: what two policies must have in common to be compared.
+Where = tuple[str, str, int, int, str]
 
 
 class RowsError(ValueError):
@@ -67,7 +67,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 def where(row: Row) -> Where:
     """What a policy was run on."""
-    return row["network"], row["data"], row["budget_elements"], row["seed"]
+    return row["network"], row["data"], row["budget_elements"], row["seed"], json.dumps(row["recipe"], sort_keys=True)
 
 
 def is_smallest(row: Row, rows: Sequence[Row]) -> bool:

@@ -64,18 +64,19 @@ def test_the_page_is_what_the_committed_runs_say() -> None:
 
 
 def test_where_a_cell_ran_at_two_rates_the_later_counts() -> None:
-    cell = {"network": "n", "data": "x", "budget_elements": 1, "seed": 0, "policy": {"name": "a"}, "choosing": False}
+    where = {"network": "n", "data": "x", "budget_elements": 1, "seed": 0, "recipe": {"epochs": 6}}
+    cell = where | {"policy": {"name": "a"}, "choosing": False}
     rows = [cell | {"rate": 0.1}, cell | {"rate": 0.2}, cell | {"rate": 0.3, "choosing": True}]
     assert [row["rate"] for row in latest(rows)] == [0.2]
 
 
 def test_policies_are_compared_on_what_both_ran_on() -> None:
-    def row(policy: str, data: str, seed: int, accuracy: float) -> dict[str, object]:
-        where = {"network": "n", "data": data, "budget_elements": 1, "seed": seed}
+    def row(policy: str, data: str, seed: int, accuracy: float, epochs: int = 6) -> dict[str, object]:
+        where = {"network": "n", "data": data, "budget_elements": 1, "seed": seed, "recipe": {"epochs": epochs}}
         return where | {"policy": {"name": policy}, "accuracy": accuracy}
 
     rows = [row("a", "x", 0, 0.7), row("b", "x", 0, 0.6), row("a", "x", 1, 0.8), row("b", "x", 1, 0.6)]
-    rows += [row("a", "y", 0, 0.1), row("b", "z", 0, 0.9)]
+    rows += [row("a", "y", 0, 0.1), row("b", "z", 0, 0.9), row("a", "v", 0, 0.9), row("b", "v", 0, 0.1, epochs=50)]
     found = compare(rows, "a", "b")
     assert found is not None and found.pairs == 2
     assert found.difference == pytest.approx(15)
