@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -220,7 +222,7 @@ def _part(network: Network, data: str, size: int, split: str) -> Part:
     side = round(size / _CROP_FRACTION) if network.reads_pictures else size
     key = hashlib.sha256(f"{SOURCES[data]} {side} {split} {network.reads_pictures}".encode()).hexdigest()[:12]
     folder = CACHE / "data" / f"{data}-{split}-{side}-{key}"
-    if not (folder / "labels.npy").exists():
+    if not folder.exists():
         _decode(_opened(network, data, side, split), folder)
     arrays = {
         path.stem: torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: torch wants writable memory
@@ -253,13 +255,14 @@ def _opened(network: Network, data: str, side: int, split: str) -> LabelledData:
 
 
 def _decode(data: LabelledData, folder: Path) -> None:
-    """Write every readable item; the labels last, whose file says that all is there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every readable item beside the folder, which then takes its name whole: two processes may do it at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent))
     first, _ = data[0]
     named = {"pictures": first} if isinstance(first, Tensor) else dict(first)
     arrays = {
         name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", "w+", np.uint8 if name == "pictures" else np.int64, (len(data), *tensor.shape)
+            partial / f"{name}.npy", "w+", np.uint8 if name == "pictures" else np.int64, (len(data), *tensor.shape)
         )
         for name, tensor in named.items()
     }
@@ -269,5 +272,8 @@ def _decode(data: LabelledData, folder: Path) -> None:
             arrays[name][place] = (tensor * 255).round() if name == "pictures" else tensor
     for array in arrays.values():
         array.flush()
-    np.save(folder / "labels.partial.npy", data.labels.numpy())
-    (folder / "labels.partial.npy").rename(folder / "labels.npy")
+    np.save(partial / "labels.npy", data.labels.numpy())
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)
