@@ -38,7 +38,13 @@ _KEEP_MEMORY: Final = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000
     show_default=True,
     help="Processes, of one thread each.",
 )
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Where rows go.")
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Where rows go.",
+)
 @click.pass_context
 def main(context: click.Context, preset: str, workers: int, results: Path) -> None:
     """Run a preset; example: python benchmarks/accuracy.py --preset quick."""

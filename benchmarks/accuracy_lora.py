@@ -13,17 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trady.engine.meter import saved_tensors, storage_bytes
+from trady.planner.costing import OPTIMIZER_STATE
 from trady.planner.options import OptimizerKind
 from trady.planner.training_step import Batch, call_model, map_tensors
-
-#: Tensors of an adapter's size that training it keeps: its gradient and the optimizer's state, but for step counts.
-_KEPT_OF_ADAPTERS: Mapping[OptimizerKind, int] = {
-    OptimizerKind.SGD: 1,
-    OptimizerKind.SINKGD: 1,
-    OptimizerKind.MOMENTUM: 2,
-    OptimizerKind.ADAM: 3,
-    OptimizerKind.ADAMW: 3,
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def _measured(
     for parameter in trained:
         parameter.requires_grad_(True)
     saved, inputs = _saved(own, batch)
-    copies = _KEPT_OF_ADAPTERS[optimizer]
+    copies = 1 + OPTIMIZER_STATE[optimizer][0]  # the gradient and the state, but for step counts
     update = copies * _bytes_of(adapters) + sum(saved[storage] for storage in inputs)
     return Adapted(own, tuple(names), update, copies * _bytes_of(trained) + sum(saved.values()))
 

@@ -1,6 +1,7 @@
 """Rows of the accuracy benchmark: one run each, as they lie in its results."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,10 +51,13 @@ def append_row(results: Path, row: Row) -> None:
 
 
 def _cut_to_whole_lines(file: Any) -> None:
-    file.seek(0)
-    content = file.read()
-    if content and not content.endswith(b"\n"):
-        file.truncate(content.rfind(b"\n") + 1)
+    """Reads the whole file only where its last line was cut off."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Group, RenderableType
@@ -16,10 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from trady.engine.batches import ledger_at
 from trady.engine.binding import StorageNotes
-from trady.engine.sinkgd import SinkGD
+from trady.engine.recipes import make_optimizer
 from trady.planner.allocations import AllocationMeter
 from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Ledger
-from trady.planner.options import OptimizerKind, Scope
+from trady.planner.options import Scope
 from trady.planner.plan import Plan
 from trady.planner.training_step import (
     Inputs,
@@ -35,15 +35,6 @@ from trady.planner.units import format_bytes
 
 if TYPE_CHECKING:
     from trady.engine.running import Engine
-
-#: Optimizers that keep what a plan's kind keeps; their rate is zero, so that measuring changes nothing.
-_OPTIMIZERS: Final[Mapping[OptimizerKind, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
-    OptimizerKind.SGD: lambda parameters: torch.optim.SGD(parameters, lr=0.0),
-    OptimizerKind.SINKGD: lambda parameters: SinkGD(parameters, lr=0.0),
-    OptimizerKind.MOMENTUM: lambda parameters: torch.optim.SGD(parameters, lr=0.0, momentum=0.9),
-    OptimizerKind.ADAM: lambda parameters: torch.optim.Adam(parameters, lr=0.0),
-    OptimizerKind.ADAMW: lambda parameters: torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0),
-}
 
 
 @dataclass(frozen=True)
@@ -199,7 +190,8 @@ def measure_step(
     planned = engine.ledger if size == plan.settings.batch_size else ledger_at(engine, inputs, targets, loss)
     device = next(engine.model.parameters()).device
     with _restored(engine), _autocast(plan, device):
-        optimizer = _OPTIMIZERS[plan.settings.optimizer](list(engine.parameters()))
+        # Its rate is zero, so that measuring changes nothing.
+        optimizer = make_optimizer(engine.parameters(), plan.settings.optimizer, learning_rate=0.0)
         optimizer.register_step_post_hook(lambda *_: engine.slices.synchronise(engine.model))
         if targets is None:
             targets = _made_up(engine, inputs, loss)

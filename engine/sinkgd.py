@@ -91,11 +91,11 @@ def normalised(gradient: Tensor, iterations: int) -> Tensor:
     if not found.numel():
         return gradient
     found.div_(torch.linalg.vector_norm(found, ord=torch.inf).clamp_min_(torch.finfo(kind).tiny))
-    matrix = found.view(len(found) if found.dim() > 1 else 1, -1)
     if found.dim() < 2:
-        _to_unit_length_(matrix, dim=1)
+        _to_unit_length_(found.view(1, -1), dim=1)
         found.mul_(found.numel() ** 0.5)
     else:
+        matrix = found.view(len(found), -1)
         for _ in range(iterations):
             _to_unit_length_(matrix, dim=1)
             _to_unit_length_(matrix, dim=0)

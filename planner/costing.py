@@ -39,6 +39,7 @@ ATTENTION: Final = frozenset(
     }
 )
 _INT8_BIAS_BYTES: Final = 4
+#: A norm of a row or column: float32, as SinkGD works in at least.
 _NORM_BYTES: Final = 4
 
 
@@ -116,7 +117,7 @@ class _TableBuilder:
             ),
             gradient_storages=flows,
             optimizer_copies=0 if self._costs is None else self._copies_of_slices(),
-            largest_always_trained_bytes=0 if self._costs is None else self._costs.largest_always_trained(),
+            largest_always_trained_bytes=0 if self._costs is None else self._largest_always_trained(),
             always_trained_work_bytes=self._always_trained_work() if self._takes_norms and self._costs else None,
             optimizer_norm_bytes=_NORM_BYTES if self._takes_norms and self._costs else 0,
         )
@@ -187,6 +188,9 @@ class _TableBuilder:
             elements = prod(storage.tensor_shape)
             total += elements * storage.itemsize * (1 + self._per_element) + self._per_tensor
         return total
+
+    def _largest_always_trained(self) -> int:
+        return max((storage.num_bytes for storage in self._always_trained()), default=0)
 
     def _always_trained_work(self) -> int:
         """A copy of the gradient, in float32 at least, and the norms of one side, or what it is cast back to."""

@@ -70,12 +70,6 @@ class MemoryCosts:
         """Memory of gradients of activations, what never trains left out."""
         return tuple(found for storage in self._lifetimes.gradients if (found := self._gradient_bytes(storage)))
 
-    def largest_always_trained(self) -> int:
-        """Bytes of the largest always-trained parameter."""
-        return max(
-            (found.num_bytes for found in self._capture.storages if found.name in self._always_trained), default=0
-        )
-
     def _gradient_bytes(self, storage: GradientStorage) -> GradientBytes | None:
         """What is still to use it shrinks as backward goes on, and with it whose training makes it be there."""
         uses: list[tuple[int, int]] = []

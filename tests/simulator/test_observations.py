@@ -158,6 +158,11 @@ def test_top_layers_are_those_of_the_priorities(values: list[float]) -> None:
     assert list(curve.cumulative) == sorted(curve.cumulative) and list(curve.rgn) == sorted(curve.rgn, reverse=True)
 
 
+def test_norms_that_vanish_when_divided_give_no_curve() -> None:
+    """The smallest number there is, over a layer's cost, is zero: as if there were no gradient."""
+    assert observe(plan([np.full(count, 5e-324 * (not place)) for place, count in enumerate(CHANNELS)])).rgn is None
+
+
 def test_what_was_not_recorded_is_none() -> None:
     alone = observe(plan())
     assert alone.rgn is not None
