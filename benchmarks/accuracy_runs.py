@@ -261,7 +261,7 @@ def _with_head(cell: Cell, task: Task) -> nn.Module:
     """The pre-trained network under a head fitted to the frozen features: where every run starts from."""
     model = task.network.build()
     replace_head(model, _HEAD, task.classes)
-    path = CACHE / "heads" / f"{cell.network}-{cell.data}-{cell.recipe.size}-{'part' if cell.choosing else 'all'}.st"
+    path = CACHE / "heads" / f"{_trained_on(cell)}.st"
     if not path.exists():
         whole = len(task.train) // _EVALUATED_AT_ONCE
         fit_head(model, _HEAD, islice(task.batches(task.train, _EVALUATED_AT_ONCE), whole))
@@ -269,6 +269,11 @@ def _with_head(cell: Cell, task: Task) -> nn.Module:
         write_atomically(path, save(model.get_submodule(_HEAD).state_dict()))
     model.get_submodule(_HEAD).load_state_dict(load_file(path))
     return model
+
+
+def _trained_on(cell: Cell) -> str:
+    """What heads and gradient norms depend on: runs that choose a rate do not see the part they are scored on."""
+    return f"{cell.network}-{cell.data}-{cell.recipe.size}-{'part' if cell.choosing else 'all'}"
 
 
 def _planned(cell: Cell, task: Task, model: nn.Module) -> Plan:
@@ -311,7 +316,7 @@ def _read_priorities(path: Path) -> Priorities:
 
 def _priorities(cell: Cell, task: Task, model: nn.Module) -> Priorities:
     """Gradient norms on some of the training data, measured once for a network, task and size."""
-    path = CACHE / "priorities" / f"{cell.network}-{cell.data}-{cell.recipe.size}.json"
+    path = CACHE / "priorities" / f"{_trained_on(cell)}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         found = calibrate(model, _random_batches(task, _CALIBRATION_BATCHES, 16, seed=0), origin=cell.data)
