@@ -8,7 +8,7 @@ from typing import Final
 from accuracy_rows import Row, scores_by_policy
 from accuracy_statistics import mean_of
 
-from trady.planner.plotting import COLOURS, matplotlib_ready, save_figure, tidy_axes
+from trady.planner.reports import COLOURS, matplotlib_ready, save_figure, tidy_axes
 
 _BASELINE: Final = "trady"
 _FULL: Final = ("full", "full AdamW")

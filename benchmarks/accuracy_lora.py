@@ -12,10 +12,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trady.engine.meter import saved_tensors, storage_bytes
-from trady.planner.costing import OPTIMIZER_STATE
+from trady.engine.runtime import saved_tensors, storage_bytes
+from trady.planner.costs import OPTIMIZER_STATE
+from trady.planner.models import Batch, call_model, map_tensors
 from trady.planner.options import OptimizerKind
-from trady.planner.training_step import Batch, call_model, map_tensors
 
 
 @dataclass(frozen=True)

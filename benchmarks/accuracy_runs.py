@@ -21,14 +21,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trady.engine import Engine
-from trady.engine.evaluating import evaluate
-from trady.engine.recipes import autocast, learning_rate_at, make_optimizer
+from trady.engine.trainer import autocast, evaluate, learning_rate_at, make_optimizer
 from trady.planner import Plan, calibrate, make_plan
 from trady.planner.files import write_atomically
-from trady.planner.heads import fit_head, replace_head
+from trady.planner.models import Batch, call_model, fit_head, replace_head
 from trady.planner.options import DType, OptimizerKind, Strategy
 from trady.planner.priorities import Priorities
-from trady.planner.training_step import Batch, call_model
 
 _HEAD: Final = "classifier"
 _CALIBRATION_BATCHES: Final = 16

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trady.planner.data import LabelledData, PictureFormat, TextFormat, open_data
 from trady.planner.errors import DataError
-from trady.planner.training_step import Batch, Inputs, map_tensors
+from trady.planner.models import Batch, Inputs, map_tensors
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 ASSETS: Final = Path(os.environ.get("TRADY_ASSETS", ROOT.parent / "shared" / "assets")).resolve()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from trady.engine.meter import saved_tensors, storage_bytes
+from trady.engine.runtime import saved_tensors, storage_bytes
 
 
 def kept_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from trady.planner.training_step import Batch, Inputs, call_model, map_tensors
+from trady.planner.models import Batch, Inputs, call_model, map_tensors
 
 EXAMPLES: Final = Path(__file__).resolve().parents[1] / "examples"
 _TOKENS: Final = 128

@@ -24,13 +24,13 @@ from engine_models import Subject, built, subject_named
 from engine_rivals import BUDGETS, PEAK, CannotRunError, Contender, Task, dense, rows
 from torch import Tensor, nn
 
-from trady.planner.allocations import AllocationMeter, peak_of
-from trady.planner.capture import set_training_mode
+from trady.planner.costs import AllocationMeter, peak_of
 from trady.planner.errors import TradyError
+from trady.planner.models import Batch, call_model, cross_entropy, input_tensors, map_tensors
 from trady.planner.options import MemoryFormat, NormMode
 from trady.planner.plan import Plan
 from trady.planner.planning import ModelSource, make_plan
-from trady.planner.training_step import Batch, call_model, cross_entropy, input_tensors, map_tensors
+from trady.planner.tracing import set_training_mode
 
 FORMATS: Final = {
     MemoryFormat.CONTIGUOUS: torch.contiguous_format,

@@ -15,8 +15,8 @@ import torch
 import transformers
 from zoo import machine
 
-from trady.planner.calibration import uniform_priorities
 from trady.planner.planning import ModelSource, make_plan
+from trady.planner.priorities import uniform_priorities
 from trady.planner.tracing import trace
 
 RESULTS = Path(__file__).resolve().parent / "results" / "llama7b.json"

@@ -17,10 +17,9 @@ import click
 import torch
 from scipy.stats import spearmanr
 
-from trady.planner.calibration import calibrate, synthetic_batches
-from trady.planner.loading import load_model
-from trady.planner.preparing import prepare, priorities_from_data
-from trady.planner.priorities import Priorities, PrioritySource
+from trady.planner.models import load_model
+from trady.planner.planning import prepare, priorities_from_data
+from trady.planner.priorities import Priorities, PrioritySource, calibrate, synthetic_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = Path(os.environ.get("TRADY_ASSETS", ROOT.parent / "shared" / "assets")).resolve()

@@ -25,9 +25,9 @@ import torch
 import torchvision
 
 from trady.planner import Plan, make_plan, trace
-from trady.planner.calibration import uniform_priorities
 from trady.planner.options import Strategy
-from trady.planner.summary import layer_rgn
+from trady.planner.priorities import uniform_priorities
+from trady.planner.reports import layer_rgn
 from trady.simulator import simulate
 
 RESULTS = Path(__file__).resolve().parent / "results" / "simulator.json"

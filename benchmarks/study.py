@@ -27,8 +27,8 @@ import torch
 import torchvision
 
 from trady.planner import Priorities, Study, calibrate, make_plan, study, trace
-from trady.planner.calibration import synthetic_batches, uniform_priorities
-from trady.planner.studies.rows import StudyRow
+from trady.planner.priorities import synthetic_batches, uniform_priorities
+from trady.planner.studies import StudyRow
 
 RESULTS = Path(__file__).resolve().parent / "results" / "study.json"
 GRID = {
@@ -37,9 +37,7 @@ GRID = {
     "optimizers": ("sgd", "momentum", "adamw"),
     "dtypes": ("float32", "int8"),
 }
-COMMAND = (
-    "import sys; from trady.planner.studies.cli import study_command; sys.argv[0] = 'trady-study'; study_command()"
-)
+COMMAND = "import sys; from trady.planner.cli.study import study_command; sys.argv[0] = 'trady-study'; study_command()"
 
 
 @click.command()

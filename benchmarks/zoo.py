@@ -29,17 +29,14 @@ from torch import Tensor, nn
 from zoo_members import Member, members
 from zoo_steps import planned_step
 
-from trady.engine.meter import saved_tensors, storage_bytes
-from trady.planner.calibration import uniform_priorities
-from trady.planner.capture import FakeModel, StepSettings, set_training_mode
-from trady.planner.costing import build_cost_table
+from trady.engine.runtime import saved_tensors, storage_bytes
+from trady.planner.costs import build_cost_table
 from trady.planner.errors import TracingError
+from trady.planner.models import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
 from trady.planner.options import NormMode, OptimizerKind, Scope
-from trady.planner.records import Capture
-from trady.planner.selections import Limits
-from trady.planner.solving import solve
-from trady.planner.tracing import Recordings, trace
-from trady.planner.training_step import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
+from trady.planner.priorities import uniform_priorities
+from trady.planner.solver import Limits, solve
+from trady.planner.tracing import Capture, FakeModel, Recordings, StepSettings, set_training_mode, trace
 
 BUDGET_BYTES: Final = 256_000
 #: Of a gradient, relative to the largest entry: float32 sums in another order.

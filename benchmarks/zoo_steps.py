@@ -7,15 +7,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from trady.engine.meter import kept_by_line
-from trady.engine.running import Engine
-from trady.planner.calibration import uniform_priorities
-from trady.planner.capture import set_training_mode
+from trady.engine import Engine
+from trady.engine.runtime import kept_by_line
 from trady.planner.errors import TradyError
+from trady.planner.models import call_model, map_tensors, own_loss, step_loss, synthetic_targets
 from trady.planner.options import NormMode
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
-from trady.planner.training_step import call_model, map_tensors, own_loss, step_loss, synthetic_targets
+from trady.planner.priorities import uniform_priorities
+from trady.planner.tracing import set_training_mode
 
 #: Smallest budgets do for toys; one of them trains something.
 BUDGETS: Final = ("256KB", "4MB", "64MB")
@@ -80,8 +80,8 @@ def _plan(model: nn.Module, inputs: Any, batch_size: int) -> Plan:
 
 def uniform_priorities_of(model: nn.Module, inputs: Any) -> Any:
     """Uniform norms, whatever the weights."""
+    from trady.planner.models import batch_size_of
     from trady.planner.tracing import trace
-    from trady.planner.training_step import batch_size_of
 
     return uniform_priorities(trace(model, inputs, batch_sizes=(batch_size_of(inputs),)))
 

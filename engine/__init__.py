@@ -1,25 +1,8 @@
 """Execute a plan in real PyTorch training: lean operations, slices that train, bytes that are measured.
 
-Exports are lazy: reading ``trady.engine`` imports no torch.
+Exports are lazy and typed: reading ``trady.engine`` imports no torch.
 """
 
-import importlib
-from typing import Any
+import lazy_loader
 
-_EXPORTS: dict[str, str] = {
-    "Engine": "running",
-    "SinkGD": "sinkgd",
-    "measure_step": "meter",
-}
-
-__all__ = ["Engine", "SinkGD", "measure_step"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

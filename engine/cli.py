@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from trady.planner.commands import CONTEXT, errors_told
+from trady.planner.cli import CONTEXT, errors_told
 from trady.planner.options import DType, OptimizerKind
 
 _AMP: Final = [DType.BFLOAT16.value, DType.FLOAT16.value, "none"]
@@ -96,7 +96,7 @@ def train_command(
     """Train MODEL as planned in PLAN, inside its bytes.
 
     MODEL is what trady-plan takes; the plan's own source by default. A run can be stopped and resumed at any moment
-    and ends with the same weights. Several processes: torchrun --nproc-per-node 2 -m trady.engine.training ...
+    and ends with the same weights. Several processes: torchrun --nproc-per-node 2 -m trady.engine.trainer.training ...
 
     Example: trady-train plan.json model.pt --data photos/ --epochs 50 --lr 0.05 -o runs/a
     """
@@ -129,7 +129,7 @@ def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any)
     Example: trady-verify plan.json model.pt
     """
     with errors_told("Interrupted."):
-        from trady.engine.verifying import verify
+        from trady.engine.trainer import verify
         from trady.planner.plan import Plan
 
         measurement = verify(Plan.load(plan), model, **options)
@@ -141,12 +141,17 @@ def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any)
 
 
 def _train(resume: Path | None, output: Path | None, as_json: bool, trust_pickle: bool, given: dict[str, Any]) -> None:
-    from trady.engine.processes import joined_processes
-    from trady.engine.progress import shown_progress, silent_display
-    from trady.engine.run_folder import PLAN_FILE
-    from trady.engine.run_options import RunOptions
-    from trady.engine.run_reports import interruption_text, training_json, training_report
-    from trady.engine.training import train
+    from trady.engine.trainer import (
+        PLAN_FILE,
+        RunOptions,
+        interruption_text,
+        joined_processes,
+        shown_progress,
+        silent_display,
+        train,
+        training_json,
+        training_report,
+    )
     from trady.planner.plan import Plan
 
     folder = resume or output
@@ -179,7 +184,7 @@ def _train(resume: Path | None, output: Path | None, as_json: bool, trust_pickle
 
 def _new_options(plan: Any, given: dict[str, Any]) -> Any:
     """Options of a new run, with paths that hold from wherever it is resumed."""
-    from trady.engine.run_options import DataOptions, options_for
+    from trady.engine.trainer import DataOptions, options_for
 
     data = DataOptions(
         source=_absolute(given["data"]),
@@ -227,3 +232,7 @@ def _require(context: click.Context, **values: Any) -> None:
     missing = [names[name] for name, value in values.items() if value is None]
     if missing:
         raise click.UsageError(f"Missing {', '.join(missing)}. Give them, or --resume RUN.", context)
+
+
+if __name__ == "__main__":
+    train_command()

@@ -9,7 +9,7 @@ Nothing here needs the memory of a training step: the step is traced on fake ten
 from efficientnet_lite0 import efficientnet_lite0
 
 from trady.planner import calibrate, make_plan, trace
-from trady.planner.calibration import synthetic_batches
+from trady.planner.priorities import synthetic_batches
 from trady.planner.units import format_bytes
 
 

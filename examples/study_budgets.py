@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from trady.planner import study
-from trady.planner.studies.exports import check_extras, write_views
+from trady.planner.studies import check_extras, write_views
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from train_on_solar_cells import solar_cells
 
 from trady.engine import Engine, SinkGD
 from trady.planner import Plan
-from trady.planner.heads import replace_head
+from trady.planner.models import replace_head
 
 EPOCHS = 2
 BATCHES = 20

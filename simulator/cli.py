@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from rich.console import Console
 
-from trady.planner.commands import CONTEXT, errors_told, output_path, read_scheme, tell_written
+from trady.planner.cli import CONTEXT, errors_told, output_path, read_scheme, tell_written
 from trady.planner.errors import PlanError, StrategyError
 from trady.planner.options import Strategy, choose
 
 if TYPE_CHECKING:
-    from trady.planner.gradient_recordings import GradientRecording
     from trady.planner.plan import Plan
-    from trady.simulator.moments import Timeline
+    from trady.planner.priorities import GradientRecording
     from trady.simulator.observations import Observations
-    from trady.simulator.outcomes import SimulationReport
+    from trady.simulator.results import SimulationReport
+    from trady.simulator.timelines import Timeline
 
 _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
 
@@ -92,7 +92,7 @@ def simulate_command(
 
 def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | None) -> None:
     """Fail before the work, not after it."""
-    from trady.planner.plotting import check_figure_path
+    from trady.planner.reports import check_figure_path
 
     folder = None if figures is None else (figures if figures.is_dir() else figures.parent) / "figure.png"
     for path in (plot, timeline, folder):
@@ -101,7 +101,7 @@ def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | Non
 
 
 def _check_page(html: Path | None) -> None:
-    from trady.planner.pages import check_page_path
+    from trady.planner.reports import check_page_path
 
     if html is not None:
         check_page_path(html)
@@ -120,7 +120,7 @@ def _recordings(traces: Sequence[Path], gradients: str, plan: "Plan") -> list["G
         return []
     if gradients != "calibrated":
         raise PlanError(f"Gradients are either recorded (--trace) or {gradients} (--gradients). Leave one of them out.")
-    from trady.planner.gradient_recordings import GradientRecording
+    from trady.planner.priorities import GradientRecording
 
     recordings = [GradientRecording.load(path) for path in traces]
     for recording in recordings:
@@ -150,7 +150,7 @@ class _Views:
     @cached_property
     def timeline(self) -> "Timeline":
         """One step's bytes."""
-        from trady.simulator.moments import timeline
+        from trady.simulator.timelines import timeline
 
         return timeline(self._plan, seed=self._seed)
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from trady.planner.ledger import SCOPE_LINES
 from trady.planner.options import Scope
-from trady.planner.plotting import COLOURS, check_suffix, label_bytes, matplotlib_ready, save_figure, spread, tidy_axes
+from trady.planner.reports import COLOURS, check_suffix, label_bytes, matplotlib_ready, save_figure, spread, tidy_axes
 from trady.planner.units import format_bytes
-from trady.simulator.outcomes import Series, SimulationReport
+from trady.simulator.results import Series, SimulationReport
 
 #: Measure -> title of its panel, and what its height is.
 _PANELS: Final[Mapping[str, tuple[str, str]]] = {

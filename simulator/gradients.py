@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from trady.planner.errors import PlanError
 from trady.planner.plan import Plan
-from trady.planner.random_words import random_bits, unit_interval
+from trady.planner.sampling import random_bits, unit_interval
 
 if TYPE_CHECKING:
-    from trady.planner.gradient_recordings import GradientRecording
+    from trady.planner.priorities import GradientRecording
 
 Vectors: TypeAlias = NDArray[np.float64]
 

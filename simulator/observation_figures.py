@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from trady.planner.errors import TradyError
-from trady.planner.plotting import COLOURS, matplotlib_ready, save_figure, spread, thinned_labels, tidy_axes
-from trady.planner.report_parts import format_share, shorten
+from trady.planner.reports import (
+    COLOURS,
+    format_share,
+    matplotlib_ready,
+    save_figure,
+    shorten,
+    spread,
+    thinned_labels,
+    tidy_axes,
+)
 from trady.simulator.observations import ChannelRanks, Course, LayerRanks, Observations, RgnCurve
 
 _MARKERS: Final = "osD^vPX"

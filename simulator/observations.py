@@ -16,12 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from trady.planner.gradient_recordings import FloatArray, GradientRecording
 from trady.planner.plan import Plan
-from trady.planner.priorities import top_layers
-from trady.planner.replanning import layer_priorities
-from trady.planner.strategies import TOP_SHARE
-from trady.planner.summary import layer_rgn
+from trady.planner.planning import layer_priorities
+from trady.planner.priorities import FloatArray, GradientRecording, top_layers
+from trady.planner.reports import layer_rgn
+from trady.planner.sampling import TOP_SHARE
 
 #: Share of a layer's channels that count as its top ones.
 TOP_CHANNELS: Final = 0.1

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from trady.planner.files import write_atomically
-from trady.planner.pages import asset, page
+from trady.planner.reports import asset, page
 from trady.planner.units import format_bytes
-from trady.simulator.moments import Timeline
-from trady.simulator.outcomes import MEASURES, Series, SimulationReport
 from trady.simulator.reports import measure_text, notes, shown_value
+from trady.simulator.results import MEASURES, Series, SimulationReport
+from trady.simulator.timelines import Timeline
 
 #: Parts of the timeline from the bottom up, what always lives first -> place among the page's colours.
 _PARTS: Final = {

@@ -10,20 +10,19 @@ import numpy as np
 from trady.planner.errors import PlanError
 from trady.planner.ledger import Lines
 from trady.planner.options import Strategy
+from trady.planner.parallel import in_processes
 from trady.planner.plan import Plan
-from trady.planner.replanning import replan
-from trady.planner.schedule import ChannelDraws, draw_epochs, draw_runs
-from trady.planner.strategies import STRATEGIES, DrawRule
-from trady.planner.workers import in_processes
-from trady.simulator.costs import Costs
-from trady.simulator.following import MOST_EPOCHS, Follower, ObservedNorms
-from trady.simulator.gathering import Gathered, Values, band
+from trady.planner.planning import replan
+from trady.planner.sampling import STRATEGIES, ChannelDraws, DrawRule, draw_epochs, draw_runs
+from trady.simulator.closed_forms import closed_forms
+from trady.simulator.draw_costs import Costs
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
-from trady.simulator.outcomes import MEASURES, Series, SimulationReport
-from trady.simulator.theory import closed_forms
+from trady.simulator.results import MEASURES, Series, SimulationReport
+from trady.simulator.streaming_statistics import Gathered, Values, band
+from trady.simulator.trials import MOST_EPOCHS, Follower, ObservedNorms
 
 if TYPE_CHECKING:
-    from trady.planner.gradient_recordings import GradientRecording
+    from trady.planner.priorities import GradientRecording
 
 #: Bytes that the trials of one chunk may keep, and the most and fewest of them.
 _CHUNK_BYTES: Final = 96 * 2**20

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trady.planner.ledger import UPDATE_LINES
-from trady.planner.report_parts import format_count, format_share, headed_table, heading, item
+from trady.planner.reports import format_count, format_share, headed_table, heading, item
 from trady.planner.units import format_bytes
-from trady.simulator.outcomes import Series, SimulationReport
+from trady.simulator.results import Series, SimulationReport
 
 #: What is worth its value at the end, and what its mean over the epochs.
 _AT_THE_END = ("rgn_reached", "channels_reached", "running_cosine")

@@ -12,12 +12,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trady.planner.ledger import MomentKind
 from trady.planner.options import Scope
-from trady.planner.plotting import check_suffix, label_bytes, matplotlib_ready, save_figure, thinned_labels, tidy_axes
-from trady.planner.report_parts import shorten
-from trady.planner.step_moments import MomentKind
+from trady.planner.reports import (
+    check_suffix,
+    label_bytes,
+    matplotlib_ready,
+    save_figure,
+    shorten,
+    thinned_labels,
+    tidy_axes,
+)
 from trady.planner.units import format_bytes
-from trady.simulator.moments import LiveMoment, Timeline
+from trady.simulator.timelines import LiveMoment, Timeline
 
 #: Parts from the bottom up, what always lives first; Okabe and Ito's colours, greys for what no plan changes.
 _COLOURS: Final = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from trady.planner.training_step import (
+from trady.planner.models.training_step import (
     LossFunction,
     call_model,
     input_tensors,

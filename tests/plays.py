@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from trady.planner.ledger import CostTable
+from trady.planner.ledger.cost_table import CostTable
 
 
 class Play:

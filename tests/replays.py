@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from tables import cost_table, layer_costs, plan_of
-from trady.planner.cost_records import GroupInput, InputGroup
-from trady.planner.gradient_recordings import GradientRecording, RecordedLayer, RecordingHeader
+from trady.planner.ledger.cost_records import GroupInput, InputGroup
 from trady.planner.options import NormMode
-from trady.planner.plan import Plan
+from trady.planner.plan.plan import Plan
+from trady.planner.priorities.gradient_recordings import GradientRecording, RecordedLayer, RecordingHeader
 
 
 def plan(**options: Any) -> Plan:

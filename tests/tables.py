@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
-from trady.planner.cost_records import (
+from trady.planner.ledger.cost_records import (
     BackwardCosts,
     GradientBytes,
     GroupInput,
@@ -16,9 +16,9 @@ from trady.planner.cost_records import (
     SliceCosts,
     Upstream,
 )
-from trady.planner.ledger import CostTable
+from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import MemoryFormat, NormMode, OptimizerKind, Scope, Strategy
-from trady.planner.plan import (
+from trady.planner.plan.plan import (
     HeadRecord,
     ModelRecord,
     Plan,
@@ -28,8 +28,8 @@ from trady.planner.plan import (
     StrategyRecord,
     TensorSpec,
 )
-from trady.planner.priorities import PrioritySource
-from trady.planner.schedule import draw
+from trady.planner.priorities.priorities import PrioritySource
+from trady.planner.sampling.schedule import draw
 
 
 def layer_costs(

@@ -1,4 +1,4 @@
-"""Regenerate ``planner/allowed_classes.txt``: ``python tools/allowed_classes.py > planner/allowed_classes.txt``.
+"""Regenerate the list: ``python tools/allowed_classes.py > planner/models/allowed_classes.txt``.
 
 A name is listed when all of this holds:
 
@@ -6,9 +6,9 @@ A name is listed when all of this holds:
   ``torchvision.ops``, ``timm.models``, ``timm.layers`` or ``transformers`` (model and configuration files), under its
   own name: never a function, never an alias;
 * it is an ``nn.Module``, a transformers configuration, an ``Enum`` those packages define, or one of the few data
-  classes named in ``pickles.INERT_CLASSES``;
+  classes named in ``safe_pickles.INERT_CLASSES``;
 * opening a pickle of it runs only reviewed code: its ``__new__`` and ``__setstate__`` are Python's or torch.nn's,
-  and it has no ``__del__`` (constructors are never run, see ``pickles.py``);
+  and it has no ``__del__`` (constructors are never run, see ``safe_pickles.py``);
 * it does not generate code (``torch.fx``, TorchScript), nor start processes (``torch.nn.parallel``);
 * none of its methods calls one of ``FORBIDDEN_CALLS``: what loads files, downloads, or evaluates text stays out.
 """
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trady.planner.pickles import INERT_CLASSES
+from trady.planner.models.safe_pickles import INERT_CLASSES
 
 PACKAGES = (
     "torch.nn.modules",

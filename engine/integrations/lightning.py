@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trady.engine.running import Engine
+from trady.engine import Engine
 from trady.planner.errors import EngineError
-from trady.planner.training_step import Batch
+from trady.planner.models import Batch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

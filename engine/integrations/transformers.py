@@ -7,9 +7,9 @@ from typing import Any, Final
 import torch
 from torch.optim import Optimizer
 
-from trady.engine.running import Engine
+from trady.engine import Engine
 from trady.planner.errors import EngineError
-from trady.planner.training_step import Batch
+from trady.planner.models import Batch
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -1,1 +1,5 @@
 """Operations that keep only what their exact gradient needs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

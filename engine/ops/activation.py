@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, keeps_masks
-from trady.planner.kernels import masked_gradient, pack_bits, unpack_bits
+from trady.planner.lean import masked_gradient, pack_bits, unpack_bits
 
 
 class _Masked(torch.autograd.Function):

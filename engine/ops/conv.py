@@ -15,7 +15,7 @@ from trady.engine.ops.redirecting import (
     each_dimension,
     is_differentiable,
 )
-from trady.planner.kernels import (
+from trady.planner.lean import (
     Convolution,
     bias_gradient,
     conv_input_gradient,

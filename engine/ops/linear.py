@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Bindings, Handler, autocast_type, cast_for_autocast, is_differentiable
-from trady.planner.kernels import bias_gradient
+from trady.planner.lean import bias_gradient
 
 _aten: Final = torch.ops.aten
 

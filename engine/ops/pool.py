@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trady.engine.ops.redirecting import Handler, each_dimension, is_differentiable, keeps_masks
-from trady.planner.kernels import Pooling, max_pool_input_gradient, window_positions
+from trady.planner.lean import Pooling, max_pool_input_gradient, window_positions
 
 _aten: Final = torch.ops.aten
 _MAX_POOLS: Final = {2: _aten.max_pool2d_with_indices.default, 3: _aten.max_pool3d_with_indices.default}

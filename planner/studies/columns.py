@@ -9,12 +9,11 @@ from typing import Final
 import numpy as np
 
 from trady.planner.ledger import CostTable
-from trady.planner.requests import NOTHING_FOUND, NOTHING_OF_WORTH, Request, cheapest_layer, no_layer_fits
-from trady.planner.selections import Selection, SolverStatus, rounded_figure
-from trady.planner.solving import Program
+from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, Request, cheapest_layer, no_layer_fits
+from trady.planner.reports import covered_shares, step_figures
+from trady.planner.solver import Program, Selection, SolverStatus, rounded_figure
 from trady.planner.studies.grids import default_budgets
 from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
-from trady.planner.summary import covered_shares, step_figures
 
 #: A budget that reaches a target is searched for until it is known so closely.
 _CLOSE: Final = 1.01

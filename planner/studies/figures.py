@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trady.planner.plotting import COLOURS, check_figure_path, label_bytes, matplotlib_ready, save_figure, tidy_axes
-from trady.planner.report_parts import shorten
+from trady.planner.reports import (
+    COLOURS,
+    check_figure_path,
+    label_bytes,
+    matplotlib_ready,
+    save_figure,
+    shorten,
+    tidy_axes,
+    with_most_bytes,
+)
 from trady.planner.studies.answers import Answers, Measure, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
-from trady.planner.summary import with_most_bytes
 from trady.planner.units import format_bytes
 
 #: Curves told apart by colour; what goes beyond shares the line styles below them.

@@ -9,24 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from trady.planner.choosing import candidate_layers, priorities_of
-from trady.planner.costing import build_cost_table
+from trady.planner.costs import StepMemory, build_cost_table, step_memory
 from trady.planner.errors import PlanError, TradyError
-from trady.planner.layers import Layer
 from trady.planner.ledger import CostTable
-from trady.planner.loading import load_model
+from trady.planner.models import Inputs, LossFunction, input_tensors, is_on_meta, load_model
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
-from trady.planner.planning import priorities_without_data
-from trady.planner.preparing import Prepared, prepare, priorities_from_data
+from trady.planner.planning import (
+    Prepared,
+    candidate_layers,
+    prepare,
+    priorities_from_data,
+    priorities_of,
+    priorities_without_data,
+)
 from trady.planner.priorities import Priorities
-from trady.planner.refining import step_memory
-from trady.planner.step_memory import StepMemory
 from trady.planner.studies.columns import Column
 from trady.planner.studies.grids import Axes
 from trady.planner.studies.rows import Remedy, Setting
 from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
-from trady.planner.tracing import Trace, torch_dtype, trace
-from trady.planner.training_step import Inputs, LossFunction, input_tensors, is_on_meta
+from trady.planner.tracing import Layer, Trace, torch_dtype, trace
 
 
 @dataclass(frozen=True)

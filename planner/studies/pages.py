@@ -11,11 +11,10 @@ from typing import Any, Final
 from trady.planner.files import write_atomically
 from trady.planner.ledger import PEAK_LINES, SCOPE_LINES
 from trady.planner.options import Scope
-from trady.planner.pages import asset, page
+from trady.planner.reports import ChosenLayer, asset, page
 from trady.planner.studies.answers import Measure
 from trady.planner.studies.rows import Bought, Curve, Setting, StudyRow
 from trady.planner.studies.runs import Study
-from trady.planner.summary import ChosenLayer
 from trady.planner.units import format_bytes
 
 #: Rows whose layers a page carries; of more rows, only some keep theirs.

@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from trady.planner.report_parts import counted, format_share, headed_table, heading, item, shorten
+from trady.planner.reports import counted, format_share, headed_table, heading, item, shorten
 from trady.planner.studies.answers import Answers, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study

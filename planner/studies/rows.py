@@ -5,10 +5,10 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from trady.planner.cost_records import Count, Record
 from trady.planner.ledger import PEAK_LINES
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
-from trady.planner.summary import ChosenLayer
+from trady.planner.records import Count, Record
+from trady.planner.reports import ChosenLayer
 
 _NAMES: Final = {"lines": PEAK_LINES, "scopes": tuple(scope.value for scope in Scope)}
 #: Model, input, norms, element type, batch size, optimizer: all of a setting but its budget.

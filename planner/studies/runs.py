@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trady.planner.errors import StudyError
 from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, Scope, choose
+from trady.planner.parallel import in_processes, on_ray
 from trady.planner.priorities import Priorities
 from trady.planner.studies.answers import Answers
 from trady.planner.studies.columns import Column, Piece, pieces_of, plan_rows
@@ -17,13 +18,12 @@ from trady.planner.studies.folders import StudyFolder, read_definition, read_row
 from trady.planner.studies.grids import Axes, parse_batch_sizes, parse_budgets
 from trady.planner.studies.rows import Setting, StudyRow
 from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
-from trady.planner.workers import in_processes, on_ray
 
 if TYPE_CHECKING:
     import pandas
     from torch import nn
 
-    from trady.planner.training_step import Inputs
+    from trady.planner.models import Inputs
 
 _SCHEMA_VERSION: Final = 1
 
@@ -117,7 +117,7 @@ def study(
         workers: Processes; one for each processor by default.
         progress: Called with the number of rows that came.
         **options: More of :class:`~trady.planner.studies.specs.Common` (``only``, ``train_bias``, ``device``...), which
-            all rows share, and of :func:`trady.planner.loading.load_model`, for models by name.
+            all rows share, and of :func:`trady.planner.models.loading.load_model`, for models by name.
 
     Raises:
         StudyError: The grid is empty, or the folder holds another study.

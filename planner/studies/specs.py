@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trady.planner.options import DType, MemoryFormat, Scope, Strategy, choose, read_patterns
+from trady.planner.planning import Request
 from trady.planner.priorities import Priorities
-from trady.planner.requests import Request
 from trady.planner.studies.rows import Setting, StudyRow
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from trady.planner.training_step import Inputs, LossFunction
+    from trady.planner.models import Inputs, LossFunction
 
 _BLOCK: Final = 1 << 20
 
@@ -91,11 +91,11 @@ class ModelSpec:
     """A model to be loaded by name or from a file, and what its gradient norms are measured on.
 
     Args:
-        source: As :func:`trady.planner.loading.load_model` takes it.
+        source: As :func:`trady.planner.models.loading.load_model` takes it.
         loading: Its other options, the input shape left out.
-        preparing: Options of :func:`trady.planner.preparing.prepare`, the head left out.
+        preparing: Options of :func:`trady.planner.planning.preparation.prepare`, the head left out.
         priorities: Known gradient norms; else they are measured.
-        measuring: Options of :func:`trady.planner.preparing.priorities_from_data`, the norm mode left out.
+        measuring: Options of :func:`trady.planner.planning.preparation.priorities_from_data`, the norm mode left out.
     """
 
     source: str

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from trady.planner.models.training_step import Batch
 from trady.planner.options import OptimizerKind
-from trady.planner.training_step import Batch
 
 pytest.importorskip("peft")
 from accuracy_lora import adapted

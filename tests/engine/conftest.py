@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trady.planner import Plan, load_model, make_plan
-from trady.planner.preparing import prepare
+from trady.planner.planning.preparation import prepare
 
 NETS = '''
 import numpy as np

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from trady.engine.cli import train_command
-from trady.engine.run_options import RunOptions
+from trady.engine.trainer.run_options import RunOptions
 from trady.planner import Plan
 
 Planned = Callable[..., Plan]
@@ -139,7 +139,7 @@ def test_a_larger_batch_is_noted_with_both_ledgers(plan_file: Path, tmp_path: Pa
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(plan_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trady.engine.training", str(plan_file), *ARGUMENTS.split(), "--epochs", "4000"]
+    command = [sys.executable, "-m", "trady.engine.cli", str(plan_file), *ARGUMENTS.split(), "--epochs", "4000"]
     process = subprocess.Popen([*command, "-o", str(tmp_path / "a")], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "a" / "metrics.jsonl"
     deadline = time.monotonic() + 120

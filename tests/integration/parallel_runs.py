@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trady.engine import Engine
 from trady.planner import Plan, make_plan
 from trady.planner.errors import EngineError
-from trady.planner.training_step import Batch
+from trady.planner.models.training_step import Batch
 
 EPOCHS: Final = 3
 STEPS: Final = 2

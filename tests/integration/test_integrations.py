@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from trady.engine import Engine
 from trady.planner.errors import EngineError
-from trady.planner.schedule import draw
+from trady.planner.sampling.schedule import draw
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NEEDS = {

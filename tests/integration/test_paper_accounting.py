@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from trady.planner.cost_records import LayerCosts
-from trady.planner.costing import build_cost_table
+from trady.planner.costs.table_builder import build_cost_table
+from trady.planner.ledger.cost_records import LayerCosts
 from trady.planner.options import DType, OptimizerKind
-from trady.planner.schemes import SPARSE_UPDATE_SCHEMES, SparseUpdateScheme, scheme_named
-from trady.planner.tracing import trace
+from trady.planner.sampling.sparse_update_schemes import SPARSE_UPDATE_SCHEMES, SparseUpdateScheme, scheme_named
+from trady.planner.tracing.tracing import trace
 
 pytestmark = pytest.mark.assets
 

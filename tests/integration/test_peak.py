@@ -10,9 +10,9 @@ from torch import nn
 from cases import ONE_OF_EACH, TOYS, UNDRAWN, build
 from grids import slow_but
 from trady.engine import Engine
-from trady.planner.calibration import uniform_priorities
-from trady.planner.planning import make_plan
-from trady.planner.tracing import trace
+from trady.planner.planning.planning import make_plan
+from trady.planner.priorities.calibration import uniform_priorities
+from trady.planner.tracing.tracing import trace
 
 #: What kernels work in depends on the number of threads.
 pytestmark = pytest.mark.threads

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cases import TOYS
 from grids import slow_but
-from trady.planner.tracing import trace
-from trady.planner.training_step import map_tensors
+from trady.planner.models.training_step import map_tensors
+from trady.planner.tracing.tracing import trace
 
 SOME = (
     "grouped",

@@ -7,12 +7,12 @@ import torch
 
 from cases import build
 from trady.engine import Engine, measure_step
-from trady.planner.calibration import calibrate, synthetic_batches
-from trady.planner.plan import Plan
-from trady.planner.planning import make_plan
-from trady.planner.replanning import replan
-from trady.planner.tracing import trace
-from trady.planner.training_step import Inputs
+from trady.planner.models.training_step import Inputs
+from trady.planner.plan.plan import Plan
+from trady.planner.planning.planning import make_plan
+from trady.planner.planning.replanning import replan
+from trady.planner.priorities.calibration import calibrate, synthetic_batches
+from trady.planner.tracing.tracing import trace
 from trady.simulator import SimulationReport, simulate
 
 EPOCHS = 3

@@ -8,7 +8,7 @@ import torch
 
 from cases import Residual
 from trady.planner import calibrate, make_plan, study
-from trady.planner.calibration import synthetic_batches
+from trady.planner.priorities.calibration import synthetic_batches
 from trady.simulator import simulate
 
 

@@ -9,13 +9,13 @@ from torch import nn
 
 from cases import build
 from trady.engine import Engine
-from trady.planner.allocations import AllocationMeter
-from trady.planner.calibration import uniform_priorities
-from trady.planner.plan import Plan
-from trady.planner.planning import make_plan
-from trady.planner.step_moments import MomentKind
-from trady.planner.tracing import trace
-from trady.planner.training_step import call_model, step_loss, synthetic_targets
+from trady.planner.costs.allocator import AllocationMeter
+from trady.planner.ledger.step_timeline import MomentKind
+from trady.planner.models.training_step import call_model, step_loss, synthetic_targets
+from trady.planner.plan.plan import Plan
+from trady.planner.planning.planning import make_plan
+from trady.planner.priorities.calibration import uniform_priorities
+from trady.planner.tracing.tracing import trace
 from trady.simulator import Timeline, timeline
 
 #: Scalars, and masks rounded up to words: what a toy of a few kilobytes may be off.

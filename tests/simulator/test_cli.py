@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from replays import plan, recording
 from trady.simulator.cli import simulate_command
-from trady.simulator.outcomes import MEASURES
+from trady.simulator.results import MEASURES
 
 
 @pytest.fixture

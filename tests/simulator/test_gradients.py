@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from trady.planner.random_words import random_bits, unit_interval
-from trady.planner.tail_index import tail_index
+from trady.planner.priorities.tail_index import tail_index
+from trady.planner.sampling.philox import random_bits, unit_interval
 from trady.simulator.gradients import stable_noise
 
 

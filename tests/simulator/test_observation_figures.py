@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trady.planner.errors import TradyError
-from trady.simulator.observation_figures import draw_observations, spread
+from trady.planner.reports.plotting import spread
+from trady.simulator.observation_figures import draw_observations
 from trady.simulator.observations import ChannelRanks, Course, LayerRanks, Observations, RgnCurve
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
 from tables import cost_table, layer_costs, plan_of
-from trady.planner.cost_records import GroupInput, InputGroup
 from trady.planner.errors import CalibrationError
-from trady.planner.gradient_recordings import GradientRecording, RecordedLayer, RecordingHeader
+from trady.planner.ledger.cost_records import GroupInput, InputGroup
 from trady.planner.options import NormMode
-from trady.planner.plan import Plan
-from trady.planner.priorities import LayerPriority, top_layers
+from trady.planner.plan.plan import Plan
+from trady.planner.priorities.gradient_recordings import GradientRecording, RecordedLayer, RecordingHeader
+from trady.planner.priorities.priorities import LayerPriority, top_layers
 from trady.simulator.observations import average_ranks, observe, recording_labels, spearman, top_overlap
 
 CHANNELS = (3, 40, 12, 20)

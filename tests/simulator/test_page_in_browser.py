@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from browsing import HOSTILE, HostileNet, is_within, opened
-from trady.planner.plan import Plan
-from trady.planner.planning import make_plan
+from trady.planner.plan.plan import Plan
+from trady.planner.planning.planning import make_plan
 from trady.simulator import simulate, timeline
-from trady.simulator.outcomes import SimulationReport
 from trady.simulator.pages import write_replay_page
+from trady.simulator.results import SimulationReport
 
 pytestmark = pytest.mark.browser
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from replays import plan, recording
 from trady.planner.errors import BudgetError, PlanError, StrategyError
 from trady.planner.options import Scope, Strategy
-from trady.planner.plan import Plan
-from trady.planner.replanning import replan
-from trady.planner.schedule import draw
-from trady.planner.summary import layer_rgn
+from trady.planner.plan.plan import Plan
+from trady.planner.planning.replanning import replan
+from trady.planner.reports.summary import layer_rgn
+from trady.planner.sampling.schedule import draw
 from trady.simulator import SimulationReport, simulate
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from trady.planner.errors import TradyError
-from trady.planner.planning import make_plan
+from trady.planner.planning.planning import make_plan
 from trady.planner.units import format_bytes
 from trady.simulator import Timeline, plot_timeline, timeline
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from trady.planner.options import NormMode, OptimizerKind, Scope
+from trady.planner.reports.summary import ChosenLayer
 from trady.planner.studies.answers import Answers, Measure, bought
 from trady.planner.studies.names import short_model
 from trady.planner.studies.reports import answer_sentences, study_report
 from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow
 from trady.planner.studies.runs import Study
-from trady.planner.summary import ChosenLayer
 
 
 def row(budget: int, reached: float | None, *, batch_size: int = 1, model: str = "net") -> StudyRow:

@@ -10,10 +10,10 @@ from torch import nn
 
 from cases import Residual
 from trady.planner import Priorities, Study, calibrate, make_plan, study
-from trady.planner.calibration import synthetic_batches
 from trady.planner.errors import BudgetError, StudyError, TradyError
 from trady.planner.options import DType, OptimizerKind, Scope
-from trady.planner.requests import Request, cheapest_layer
+from trady.planner.planning.requests import Request, cheapest_layer
+from trady.planner.priorities.calibration import synthetic_batches
 from trady.planner.studies.folders import DEFINITION, ROWS, TABLE
 
 BUDGETS = (2_000, 5_000, 12_000, 30_000, 200_000)

@@ -1,0 +1,3 @@
+from .engine import Engine as Engine
+from .optim import SinkGD as SinkGD
+from .runtime import measure_step as measure_step

@@ -1,0 +1,5 @@
+"""Everything behind ``trady-train``: data order, recipe, checkpoints, logs, reports."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

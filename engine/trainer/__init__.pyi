@@ -1,0 +1,16 @@
+from .evaluating import evaluate as evaluate
+from .processes import joined_processes as joined_processes
+from .progress import shown_progress as shown_progress
+from .progress import silent_display as silent_display
+from .recipes import autocast as autocast
+from .recipes import learning_rate_at as learning_rate_at
+from .recipes import make_optimizer as make_optimizer
+from .run_folder import PLAN_FILE as PLAN_FILE
+from .run_options import DataOptions as DataOptions
+from .run_options import RunOptions as RunOptions
+from .run_options import options_for as options_for
+from .run_reports import interruption_text as interruption_text
+from .run_reports import training_json as training_json
+from .run_reports import training_report as training_report
+from .training import train as train
+from .verifying import verify as verify

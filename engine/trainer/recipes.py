@@ -1,0 +1,108 @@
+"""The recipe of a run: optimizer, learning rate, loss and precision, each from plain numbers."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trady.engine.optim import SinkGD
+from trady.planner.models import LossFunction, logits_of, step_loss
+from trady.planner.options import DType, OptimizerKind
+
+#: The paper's learning rate for SGD, and by their usual relation to it; SinkGD's from docs/accuracy.md.
+LEARNING_RATES: Final = {
+    OptimizerKind.SGD: 0.125,
+    OptimizerKind.SINKGD: 1e-3,
+    OptimizerKind.MOMENTUM: 0.0125,
+    OptimizerKind.ADAM: 1e-3,
+    OptimizerKind.ADAMW: 1e-3,
+}
+MOMENTUM: Final = 0.9
+_WARMUP_EPOCHS: Final = 5.0
+_WARMUP_SHARE: Final = 0.1
+
+StepLoss = Callable[[Any, Any], Tensor]
+
+
+def make_optimizer(
+    parameters: Iterable[Tensor],
+    kind: OptimizerKind | str,
+    *,
+    learning_rate: float,
+    momentum: float = MOMENTUM,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """An optimizer of the planned kind.
+
+    Args:
+        parameters: What trains.
+        kind: SGD is without momentum, which only ``momentum`` has.
+        learning_rate: Its peak.
+        momentum: For ``momentum`` only.
+        weight_decay: Decoupled for AdamW and SinkGD, as a part of the gradient for the others.
+    """
+    kind = OptimizerKind(kind)
+    if kind is OptimizerKind.ADAMW:
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    if kind is OptimizerKind.SINKGD:
+        return SinkGD(parameters, lr=learning_rate, weight_decay=weight_decay)
+    if kind is OptimizerKind.ADAM:
+        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    kept = momentum if kind is OptimizerKind.MOMENTUM else 0.0
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=kept, weight_decay=weight_decay)
+
+
+def default_warmup_epochs(epochs: int) -> float:
+    """The paper's five epochs, a tenth of the run where that is shorter."""
+    return min(_WARMUP_EPOCHS, _WARMUP_SHARE * epochs)
+
+
+def learning_rate_at(step: int, *, peak: float, warmup_steps: float, total_steps: int) -> float:
+    """Linear warm-up, then a cosine to zero.
+
+    Args:
+        step: Optimizer steps done, from 0 to ``total_steps``.
+        peak: The largest rate.
+        warmup_steps: Steps until the peak is reached.
+        total_steps: Steps of the whole run.
+
+    Source:
+        TraDy, arXiv 2510.19675: five warm-up epochs, cosine to 0.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    share = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def make_loss(loss: LossFunction | None, label_smoothing: float = 0.0) -> StepLoss:
+    """The scalar of a step: the given loss, the model's own, or cross-entropy.
+
+    Args:
+        loss: ``loss(outputs, targets)``; ``None`` takes the model's own, else cross-entropy.
+        label_smoothing: Share of the target spread over all classes; cross-entropy only.
+    """
+    if label_smoothing == 0.0:
+        return lambda outputs, targets: step_loss(outputs, targets, loss)
+
+    def smoothed(outputs: Any, targets: Tensor) -> Tensor:
+        logits = logits_of(outputs)
+        if logits.dim() == 3:
+            logits, targets = logits.flatten(0, 1), targets.flatten()
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    return smoothed
+
+
+def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[Any]:
+    """Mixed precision for forward and loss, or nothing."""
+    return nullcontext() if amp is None else torch.autocast(device.type, dtype=getattr(torch, amp.value))
+
+
+def make_scaler(device: torch.device, amp: DType | None) -> torch.amp.GradScaler:
+    """Gradients of float16 are scaled so that small ones do not vanish; a scaler that does nothing otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=amp is DType.FLOAT16)

@@ -1,0 +1,75 @@
+"""Holding a plan against one real step of its model."""
+
+from pathlib import Path
+
+import torch
+
+from trady.engine import Engine
+from trady.engine.runtime import Measurement
+from trady.engine.trainer.planned_model import PlannedModel, build_planned
+from trady.engine.trainer.processes import Processes
+from trady.engine.trainer.run_options import DataOptions
+from trady.engine.trainer.training_data import open_training_data
+from trady.planner.errors import EngineError
+from trady.planner.models import Batch
+from trady.planner.plan import Plan
+
+
+def verify(
+    plan: Plan,
+    source: str | None = None,
+    *,
+    arch: str | None = None,
+    loss: str | None = None,
+    data: str | None = None,
+    tokenizer: str | Path | None = None,
+    device: str | None = None,
+    trust_pickle: bool = False,
+    epoch: int = 0,
+    seed: int = 0,
+) -> Measurement:
+    """Run one real step of a plan and measure every line of its ledger.
+
+    Args:
+        plan: The plan.
+        source: What :func:`trady.planner.models.loading.load_model` takes; the plan's own by default.
+        arch: Factory of a state dict; the plan's by default.
+        loss: ``module:function``; the plan's by default.
+        data: Labelled data for the batch; by default made up in the planned shapes.
+        tokenizer: ``tokenizer.json`` for texts.
+        device: ``cpu`` or ``cuda``; the planned one by default.
+        trust_pickle: Let a model file run any code it wants.
+        epoch: The draw of which epoch is measured.
+        seed: Seed of the draws.
+
+    Raises:
+        TradyError: The model, the data or the device is not there, or the plan is of another model.
+    """
+    place = torch.device(device or plan.settings.device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(
+            "The plan is for CUDA, and this machine has no CUDA device. "
+            "Verify where there is one, or measure here with --device cpu."
+        )
+    planned = build_planned(
+        plan, source or plan.model.source, arch=arch, loss=loss, trust_pickle=trust_pickle, device=place
+    )
+    batch = _batch(planned, data, tokenizer)
+    engine = Engine(planned.model, plan, seed=seed)
+    if epoch:
+        engine.register(None)
+        engine.resample(epoch)
+    return engine.measure(batch.inputs, batch.targets, planned.loss)
+
+
+def _batch(planned: PlannedModel, data: str | None, tokenizer: str | Path | None) -> Batch:
+    """One batch of the planned size, as the model takes it."""
+    if data is None:
+        return Batch(planned.example())
+    options = DataOptions(source=data, tokenizer=None if tokenizer is None else str(tokenizer), augment=False)
+    opened = open_training_data(options, planned)
+    size = planned.plan.settings.batch_size
+    found = next(opened.training_batches(options, size, 0, Processes()).epoch(0), None)
+    if found is None:
+        raise EngineError(f"Data {data!r} does not fill one batch of {size} samples. Give more data.")
+    return planned.placed(found)

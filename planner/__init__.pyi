@@ -1,0 +1,11 @@
+from .data import open_data as open_data
+from .models import load_model as load_model
+from .plan import Plan as Plan
+from .planning import make_plan as make_plan
+from .priorities import GradientRecording as GradientRecording
+from .priorities import Priorities as Priorities
+from .priorities import calibrate as calibrate
+from .priorities import record_gradients as record_gradients
+from .studies import Study as Study
+from .studies import study as study
+from .tracing import trace as trace

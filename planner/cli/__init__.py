@@ -1,0 +1,5 @@
+"""The planner's commands, and what all commands share."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+from .messages import CONTEXT as CONTEXT
+from .messages import errors_told as errors_told
+from .messages import output_path as output_path
+from .messages import read_scheme as read_scheme
+from .messages import tell_written as tell_written

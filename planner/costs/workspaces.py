@@ -1,0 +1,288 @@
+"""The memory kernels work in, measured on this machine: each distinct operation once, forward and backward.
+
+Kernels allocate beside their results: oneDNN reorders contiguous pictures into blocked layouts, rolls copy once per
+dimension, attention has buffers for each thread. Nothing but the allocator knows how much.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trady.planner.costs.allocator import peaks_of
+from trady.planner.lean import Convolution, conv_input_gradient, conv_slice_gradient, select_channels
+from trady.planner.ledger import SLICE_BLOCK
+from trady.planner.models import input_tensors
+from trady.planner.tracing import Call, Shape
+
+_Run = Callable[[], Any]
+
+#: Products that work in nothing but their operands, in these types.
+_PRODUCTS: Final = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+_PLAIN_TYPES: Final = frozenset({torch.float32, torch.float64})
+#: Elementwise functions and copies: they work in nothing but operands and results.
+_PLAIN: Final = frozenset(
+    f"aten::{name}{suffix}"
+    for name in (
+        *(
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "neg",
+            "abs",
+            "pow",
+            "sqrt",
+            "rsqrt",
+            "exp",
+            "log",
+            "clamp",
+            "maximum",
+            "minimum",
+        ),
+        *("relu", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus", "hardswish", "hardsigmoid"),
+        *("sigmoid", "tanh", "sin", "cos", "erf", "where", "masked_fill", "bernoulli", "fill", "zero", "copy"),
+        *("clone", "_to_copy", "cat", "stack", "contiguous", "empty", "empty_like", "zeros_like", "ones_like"),
+        *("full_like", "arange", "as_strided", "_unsafe_view", "native_dropout", "eq", "ne", "gt", "lt", "ge", "le"),
+    )
+    for suffix in ("", "_")
+)
+#: Channels whose slice gradient is measured, and all of them: kernels work on blocks.
+_FEW_CHANNELS: Final = (1, 2, SLICE_BLOCK + 1)
+_COLOURS: Final = 4
+
+
+@dataclass(frozen=True)
+class SliceWorkspace:
+    """What the gradient of ``n`` channels works in, in bytes by number of channels: measured ones and all."""
+
+    measured: Mapping[int, int]
+
+    def fitted(self) -> tuple[int, int, int]:
+        """An upper line through what was measured: bytes whatever the channels, for each, for each block begun.
+
+        One channel is left out where there are more: a depthwise convolution of one channel is an ordinary one.
+        """
+        found = {number: size for number, size in self.measured.items() if number > 1} or dict(self.measured)
+        least, most = min(found), max(found)
+        block = max(0, found[SLICE_BLOCK + 1] - found[least]) if least < SLICE_BLOCK + 1 < most else 0
+        rest = {number: size - block * -(-number // SLICE_BLOCK) for number, size in found.items()}
+        channel = max(0, -(-(rest[most] - rest[least]) // (most - least))) if most > least else 0
+        base = max(size - channel * number for number, size in rest.items())
+        return max(0, base), channel, block
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """Bytes beside operands and results, by place of the operation.
+
+    Args:
+        forward: Of the forward kernel.
+        backward: Of the gradient towards activations, where it was measured.
+        slices: Of a convolution's slice gradient.
+    """
+
+    forward: Mapping[int, int] = field(default_factory=dict)
+    backward: Mapping[int, int] = field(default_factory=dict)
+    slices: Mapping[int, SliceWorkspace] = field(default_factory=dict)
+
+
+@dataclass
+class _Found:
+    """Bytes measured of one call at one batch size."""
+
+    forward: int = 0
+    backward: int | None = None
+    slices: SliceWorkspace | None = None
+
+
+class WorkspaceMeter:
+    """Runs operations of a step on zeros and asks the allocator, each distinct one once.
+
+    Args:
+        calls: Batch size and the forward operations there: at the planned size, or at two on whose line it lies.
+        batch_size: Planned size.
+        lean: Places of operations whose backward is the engine's own and known from their sizes.
+
+    Known limitations:
+        An operation that does not run on zeros counts as working in nothing.
+    """
+
+    def __init__(
+        self, calls: Sequence[tuple[int, Sequence[Call]]], batch_size: int, lean: frozenset[int] = frozenset()
+    ) -> None:
+        self._calls, self._batch_size, self._lean = tuple(calls), batch_size, lean
+        self._known: dict[tuple[str, bool], _Found] = {}
+        self.found = Workspaces()
+
+    def measure(self, place: int) -> None:
+        """Add an operation's workspaces to what was found, and those of all operations alike."""
+        alike = self._key(place)
+        places = [other for other in range(len(self._calls[0][1])) if self._key(other) == alike]
+        found = [(size, _measured(calls[place], place in self._lean)) for size, calls in self._calls]
+        result = found[0][1] if len(found) == 1 else _on_line(found[0], found[1], self._batch_size)
+        forward, backward, slices = dict(self.found.forward), dict(self.found.backward), dict(self.found.slices)
+        for other in places:
+            forward[other], backward[other] = result.forward, result.backward or 0
+            if result.slices is not None:
+                slices[other] = result.slices
+        self.found = Workspaces(forward, backward, slices)
+
+    def _key(self, place: int) -> tuple[str, bool]:
+        return self._keys[place], place in self._lean
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return [call.key for call in self._calls[0][1]]
+
+
+def is_measured(call: Call) -> bool:
+    """Whether an operation may work in memory that only a run of it shows."""
+    shapes = list(_shapes((call.args, call.kwargs)))
+    if call.function.is_view or not shapes or call.target in _PLAIN:
+        return False
+    return call.target not in _PRODUCTS or any(shape.dtype not in _PLAIN_TYPES for shape in shapes)
+
+
+def _on_line(low: tuple[int, _Found], high: tuple[int, _Found], batch_size: int) -> _Found:
+    """What the line through two batch sizes says at another one; never less than measured."""
+    steps, span = batch_size - high[0], high[0] - low[0]
+
+    def line(first: int, second: int) -> int:
+        return max(first, second) + max(0, second - first) * steps // span
+
+    first, second = low[1], high[1]
+    slices = None
+    if first.slices is not None and second.slices is not None:
+        one, two = first.slices.measured, second.slices.measured
+        slices = SliceWorkspace({number: line(one[number], two[number]) for number in one})
+    return _Found(line(first.forward, second.forward), line(first.backward or 0, second.backward or 0), slices)
+
+
+def _shapes(value: Any) -> Sequence[Shape]:
+    if isinstance(value, Shape):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [found for item in value for found in _shapes(item)] if isinstance(value, list | tuple) else []
+
+
+def _measured(call: Call, lean: bool) -> _Found:
+    found = _Found()
+    try:
+        if call.target == "aten::convolution":
+            _measure_convolution(call, found)
+        else:
+            _measure_any(call, found, lean)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        pass  # an operation that zeros do not suit: nothing is known of its workspace
+    return found
+
+
+def _measure_any(call: Call, found: _Found, lean: bool) -> None:
+    found.forward = _forward_workspace(call)
+    if not lean and any(shape.requires_grad for shape in _shapes((call.args, call.kwargs))):
+        found.backward = _backward_workspace(call)
+
+
+def _forward_workspace(call: Call) -> int:
+    args, kwargs = call.with_tensors(lambda _, shape: _filled(shape))
+    with torch.no_grad():
+        return _peaks_beside_results([lambda: call.function(*args, **kwargs)], (args, kwargs))[0]
+
+
+def _backward_workspace(call: Call) -> int:
+    leaves: list[Tensor] = []
+
+    def trained(_: str, shape: Shape) -> Tensor:
+        if not shape.requires_grad:
+            return _filled(shape)
+        leaves.append(_filled(shape).requires_grad_())
+        return leaves[-1].clone()
+
+    with torch.enable_grad():
+        args, kwargs = call.with_tensors(trained)
+        results = [result for result in input_tensors(call.function(*args, **kwargs)) if result.requires_grad]
+    if not results:
+        return 0
+    gradients = [torch.zeros_like(result) for result in results]
+    run = partial(torch.autograd.grad, results, leaves, gradients, allow_unused=True)
+    return _peaks_beside_results([run], gradients)[0]
+
+
+def _measure_convolution(call: Call, wanted: _Found) -> None:
+    named = call.named
+    how = Convolution(
+        tuple(named["stride"]),
+        tuple(named["padding"]),
+        tuple(named["dilation"]),
+        named["transposed"],
+        tuple(named["output_padding"]),
+        named["groups"],
+    )
+    inputs, weight = _filled(named["input"]), _filled(named["weight"])
+    bias = None if named["bias"] is None else _filled(named["bias"])
+    outputs: list[Tensor] = []
+
+    def forward() -> Tensor:
+        outputs.append(how(inputs, weight, bias))
+        return outputs[0]
+
+    with torch.no_grad():
+        wanted.forward = _peaks_beside_results([forward])[0]
+        runs: list[_Run] = []
+        if named["input"].requires_grad:
+            runs.append(lambda: conv_input_gradient(outputs[0], weight, inputs.shape[2:], how))
+        numbers = _numbers(inputs.shape[1])
+        if named["weight"].requires_grad:
+            runs += [_slice_run(inputs, outputs[0], weight, how, number) for number in numbers]
+        found = _peaks_beside_results(runs)
+    if named["input"].requires_grad:
+        wanted.backward, found = found[0], found[1:]
+    if found:
+        wanted.slices = SliceWorkspace(dict(zip(numbers, found, strict=True)))
+
+
+def _numbers(in_channels: int) -> list[int]:
+    """Numbers of channels to measure, 1 and all among them; each one of a stem that reads colours."""
+    if in_channels <= _COLOURS:
+        return list(range(1, in_channels + 1))
+    return sorted({number for number in _FEW_CHANNELS if number < in_channels} | {in_channels})
+
+
+def _slice_run(inputs: Tensor, grad: Tensor, weight: Tensor, how: Convolution, number: int) -> _Run:
+    channels = torch.arange(number, device=inputs.device, dtype=torch.int32)
+    stored = select_channels(inputs, channels, 1)
+    shape = list(weight.shape)
+    if how.transposed:
+        shape[0] = number
+    elif how.groups == 1:
+        shape[1] = number
+    else:
+        shape[:2] = [number * (weight.shape[0] // how.groups), 1]
+    return lambda: conv_slice_gradient(grad, stored, channels, shape, inputs.shape[1], how)
+
+
+def _filled(shape: Shape) -> Tensor:
+    """Zeros: valid indices, and no denormal numbers to slow kernels down."""
+    return shape.new().zero_()
+
+
+def _peaks_beside_results(runs: Sequence[_Run], operands: Any = ()) -> list[int]:
+    """Peak of each run less the storages of what it returns; results that lie on an operand's storage are free."""
+    known = {tensor.untyped_storage()._cdata for tensor in input_tensors(operands)}
+    sizes: list[int] = []
+
+    def watched(run: _Run) -> _Run:
+        def inner() -> None:
+            storages = {found.untyped_storage()._cdata: found.untyped_storage() for found in input_tensors(run())}
+            sizes.append(sum(int(found.nbytes()) for key, found in storages.items() if key not in known))
+
+        return inner
+
+    device = next((tensor.device for tensor in input_tensors(operands)), torch.device("cpu"))
+    peaks = peaks_of([watched(run) for run in runs], device)
+    return [max(0, peak - size) for peak, size in zip(peaks, sizes, strict=True)]

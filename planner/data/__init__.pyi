@@ -1,0 +1,9 @@
+from .datasets import Item as Item
+from .datasets import LabelledData as LabelledData
+from .datasets import collate as collate
+from .datasets import skipped_in_words as skipped_in_words
+from .images import PictureFormat as PictureFormat
+from .images import PixelArrays as PixelArrays
+from .opening import GeneratedBatches as GeneratedBatches
+from .opening import open_data as open_data
+from .texts import TextFormat as TextFormat

@@ -1,0 +1,17 @@
+from .kernels import Convolution as Convolution
+from .kernels import Pooling as Pooling
+from .kernels import bias_gradient as bias_gradient
+from .kernels import conv_input_gradient as conv_input_gradient
+from .kernels import conv_slice_gradient as conv_slice_gradient
+from .kernels import conv_weight_gradient as conv_weight_gradient
+from .kernels import masked_gradient as masked_gradient
+from .kernels import max_pool_input_gradient as max_pool_input_gradient
+from .kernels import pack_bits as pack_bits
+from .kernels import select_channels as select_channels
+from .kernels import unpack_bits as unpack_bits
+from .kernels import window_positions as window_positions
+from .residual_rules import OPAQUE as OPAQUE
+from .residual_rules import LeanForm as LeanForm
+from .residual_rules import bit_mask_bytes as bit_mask_bytes
+from .residual_rules import lean_form as lean_form
+from .residual_rules import window_position_bytes as window_position_bytes

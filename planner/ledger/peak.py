@@ -1,0 +1,236 @@
+"""The peak of a step: what lives at each of its moments, as sums over what trains, and the largest one; no torch."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trady.planner.ledger.batched_ledger import Bytes
+from trady.planner.ledger.cost_records import SLICE_BLOCK
+from trady.planner.ledger.cost_table import CostTable
+from trady.planner.ledger.step_timeline import Moment, MomentKind, Sweep
+
+#: What lives at a moment is taken for so many percent more: scalars, kernels of other threads, masks of odd sizes.
+MARGIN_PERCENT: Final = 1
+
+
+_Amount = TypeVar("_Amount", int, Bytes)
+
+
+def with_margin(num_bytes: _Amount) -> _Amount:
+    """Bytes of a moment, the margin added, rounded up."""
+    return -(-num_bytes * (100 + MARGIN_PERCENT) // 100)
+
+
+class _Slices:
+    """The moments of slice gradients, and what those work in for any number of channels."""
+
+    def __init__(self, moments: Sequence[Moment]) -> None:
+        self.works = [(row, moment.slice) for row, moment in enumerate(moments) if moment.slice is not None]
+        self.rows = np.array([row for row, _ in self.works], dtype=np.int64)
+        self.layers = np.array([work.layer for _, work in self.works], dtype=np.int64)
+        parts = [(work.base, work.channel, work.block) for _, work in self.works]
+        self._base, self._channel, self._block = np.array(parts, dtype=np.int64).reshape(-1, 3).T
+        exact = [(place, *found) for place, (_, work) in enumerate(self.works) for found in work.exact]
+        self._place, self._count, self._exact = np.array(exact, dtype=np.int64).reshape(-1, 3).T
+
+    def num_bytes(self, counts: Bytes) -> Bytes:
+        """``[runs, slice moments]`` from counts ``[runs, layers]``."""
+        return self._of_drawn(counts[:, self.layers])
+
+    def growth(self, layers: Bytes, counts: Bytes, num_moments: int) -> Bytes:
+        """What one more channel of a layer adds, ``[runs, moments]``, from a layer and its count in each run."""
+        drawn = np.where(self.layers == layers[:, None], counts[:, None], 0)
+        more = np.where(self.layers == layers[:, None], counts[:, None] + 1, 0)
+        growth = np.zeros((len(layers), num_moments), dtype=np.int64)
+        growth[:, self.rows] = self._of_drawn(more) - self._of_drawn(drawn)
+        return growth
+
+    def _of_drawn(self, drawn: Bytes) -> Bytes:
+        found = self._base + drawn * self._channel + -(-drawn // SLICE_BLOCK) * self._block
+        runs, hits = np.nonzero(drawn[:, self._place] == self._count)
+        found[runs, self._place[hits]] = self._exact[hits]
+        return np.where(drawn > 0, found, 0)
+
+
+class PeakModel:
+    """All moments of a cost table as matrices, to evaluate many choices fast.
+
+    Args:
+        table: A table with lifetimes.
+    """
+
+    def __init__(self, table: CostTable) -> None:
+        self.table = table
+        self.moments = tuple(Sweep(table).moments())
+        self._stores = [
+            (group, position) for group, found in enumerate(table.groups) for position in range(len(found.inputs))
+        ]
+        self._widths = [0] * len(table.groups)
+        for layer in table.layers:
+            self._widths[layer.group] = layer.in_channels
+        columns = {place: column for column, place in enumerate(self._stores)}
+        number = len(self.moments)
+        self.fixed: Bytes = np.array([moment.fixed + moment.workspace for moment in self.moments], dtype=np.int64)
+        self.kept: Bytes = np.zeros((number, len(table.upstreams)), dtype=np.int64)
+        self.stored: Bytes = np.zeros((number, len(self._stores)), dtype=np.int64)
+        self.channels: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
+        self._slices = _Slices(self.moments)
+        conditions = [(row, moment.when) for row, moment in enumerate(self.moments) if moment.when is not None]
+        self._conditional, self._when = [row for row, _ in conditions], [when for _, when in conditions]
+        self._group_of_store = [group for group, _ in self._stores]
+        for row, moment in enumerate(self.moments):
+            self._fill(row, moment, columns)
+
+    def _fill(self, row: int, moment: Moment, columns: Mapping[tuple[int, int], int]) -> None:
+        for upstream, num_bytes in moment.kept.items():
+            self.kept[row, upstream] = num_bytes
+        for group, position in moment.stored:
+            self.stored[row, columns[group, position]] = self.table.groups[group].inputs[position].channel_bytes
+        for layer in moment.gradients:
+            self.channels[row, layer] = self.table.layers[layer].gradient_bytes
+
+    def values(self, counts: Bytes, stored: Bytes | None = None) -> Bytes:
+        """Bytes at each moment of many runs beside what always lives; 0 where it does not come.
+
+        Args:
+            counts: Channels drawn, ``[runs, layers]``.
+            stored: Channels stored, ``[runs, groups]``; by default draws are nested.
+
+        Returns:
+            ``[runs, moments]``.
+        """
+        lines = self.table.line_model
+        trained = lines.trained(counts)
+        drawn = lines.most_of_groups(counts) if stored is None else stored
+        stores = drawn[:, self._group_of_store] * lines.is_stored(trained)
+        parts = zip((trained, stores, counts), self._amounts, strict=True)
+        moving = sum((amounts.astype(np.float64) @ of_moments for amounts, of_moments in parts), start=0.0)
+        values: Bytes = self.fixed + np.rint(moving).astype(np.int64)
+        values[:, self._slices.rows] += self._slices.num_bytes(counts)
+        return np.where(self._comes(trained, counts), values, 0)
+
+    def grown(self, values: Bytes, layers: Bytes, counts: Bytes, groups: Bytes, is_stored: NDArray[np.bool_]) -> Bytes:
+        """Bytes at each moment after one more channel of a layer that trains already, in each of many runs.
+
+        Args:
+            values: What :meth:`values` gave, ``[runs, moments]``.
+            layers: Layer of each run.
+            counts: Channels it had, ``[runs]``.
+            groups: Input group that stores one more, ``[runs]``; -1 where none does.
+            is_stored: What :meth:`LineModel.is_stored` says, ``[runs, inputs]``.
+        """
+        growth = self._channel_growth[layers] + self._slices.growth(layers, counts, len(self.moments))
+        pays = np.pad(is_stored, ((0, 0), (0, 1)))
+        for inputs in self._inputs_of_group[groups].T:
+            growth += self._store_growth[inputs] * pays[np.arange(len(inputs)), inputs, None]
+        return np.where(values > 0, values + growth, 0)
+
+    @cached_property
+    def _channel_growth(self) -> Bytes:
+        """``[layers, moments]``."""
+        return np.ascontiguousarray(self.channels.T)
+
+    @cached_property
+    def _store_growth(self) -> Bytes:
+        """``[inputs + 1, moments]``; the last stands for no input."""
+        return np.ascontiguousarray(np.pad(self.stored.T, ((0, 1), (0, 0))))
+
+    @cached_property
+    def _inputs_of_group(self) -> Bytes:
+        """Inputs of each group, ``[groups + 1, most inputs]``, filled up with none; the last stands for no group."""
+        most = max([1, *(len(found.inputs) for found in self.table.groups)])
+        inputs: Bytes = np.full((len(self.table.groups) + 1, most), len(self._stores), dtype=np.int64)
+        for column, (group, position) in enumerate(self._stores):
+            inputs[group, position] = column
+        return inputs
+
+    def _comes(self, trained: NDArray[np.bool_], counts: Bytes) -> NDArray[np.bool_]:
+        """Whether each moment comes, ``[runs, moments]``."""
+        comes = np.ones((len(counts), len(self.moments)), dtype=bool)
+        comes[:, self._conditional] = trained[:, self._when]
+        comes[:, self._slices.rows] = counts[:, self._slices.layers] > 0
+        return comes
+
+    @cached_property
+    def _amounts(self) -> tuple[NDArray[np.float64], ...]:
+        """Bytes by upstream, input and layer, ``[things, moments]``: sums in float64 are exact up to 9 PB."""
+        return tuple(found.T.astype(np.float64) for found in (self.kept, self.stored, self.channels))
+
+    def peaks(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> Bytes:
+        """Bytes of scope ``peak`` of many runs, ``[runs]``.
+
+        Args:
+            counts: Channels drawn, ``[runs, layers]``.
+            stored: Channels stored, ``[runs, groups]``; by default draws are nested.
+            indexed: Indices kept, ``[runs, groups]``; by default one for each stored channel.
+        """
+        most = self.values(counts, stored).max(axis=1, initial=0)
+        peaks: Bytes = self.table.line_model.lasting_bytes(counts, stored, indexed) + with_margin(most)
+        return peaks
+
+    def inference_bytes(self) -> int:
+        """Peak of a forward pass that keeps nothing, weights and the batch included."""
+        forward = [moment.fixed + moment.workspace for moment in self.moments if moment.kind is MomentKind.FORWARD]
+        return self.table.weight_bytes + self.table.input_bytes + with_margin(max(forward, default=0))
+
+    def binding(self, budget_bytes: int) -> list[Moment]:
+        """Moments that a budget can be exceeded at and that no other moment always exceeds."""
+        everything = [layer.in_channels for layer in self.table.layers]
+        stored = self.stored @ np.array([self._widths[group] for group, _ in self._stores], dtype=np.int64)
+        most = self.fixed + self.kept.sum(axis=1) + stored + self.channels @ np.array(everything, dtype=np.int64)
+        for row, work in self._slices.works:
+            most[row] += work.line(everything[work.layer]) + work.highest_base - work.base
+        most = with_margin(most) + self.table.lasting_bytes(everything)
+        rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
+        return [self.moments[row] for row in _undominated(rows, self._comparable(), self._conditions())]
+
+    def _comparable(self) -> Bytes:
+        """Columns such that a row which is nowhere larger is never larger, whatever trains.
+
+        Along nested upstreams what trains is a last part of the chain: the sums over such parts are compared, so
+        that what is kept because of many layers may stand for what is kept because of few.
+        """
+        table = self.table
+        always = [index for index, found in enumerate(table.upstreams) if found.always]
+        fixed = self.fixed + self.kept[:, always].sum(axis=1)
+        chain: list[int] = []
+        for index in sorted(range(len(table.upstreams)), key=lambda index: -table.upstreams[index].bits.bit_count()):
+            inside = not chain or not table.upstreams[index].bits & ~table.upstreams[chain[-1]].bits
+            if index not in always and inside:
+                chain.append(index)
+        rest = [index for index in range(len(table.upstreams)) if index not in always and index not in chain]
+        parts = fixed[:, None] + np.cumsum(self.kept[:, chain], axis=1)
+        slices: Bytes = np.zeros((len(self.moments), 3 * len(table.layers)), dtype=np.int64)
+        for row, work in self._slices.works:
+            slices[row, 3 * work.layer : 3 * work.layer + 3] = work.highest_base, work.channel, work.block
+        return np.concatenate([fixed[:, None], parts, self.kept[:, rest], self.stored, self.channels, slices], axis=1)
+
+    def _conditions(self) -> list[int | None]:
+        """Layers that make each moment come, as bit sets; ``None`` where it always does."""
+        conditions: list[int | None] = []
+        for moment in self.moments:
+            if moment.slice is not None:
+                conditions.append(1 << moment.slice.layer)
+            elif moment.when is None or self.table.upstreams[moment.when].always:
+                conditions.append(None)
+            else:
+                conditions.append(self.table.upstreams[moment.when].bits)
+        return conditions
+
+
+def _undominated(rows: Sequence[int], columns: Bytes, conditions: Sequence[int | None]) -> list[int]:
+    """Rows that no other row, which comes whenever they do, is at least as large as everywhere."""
+    left = sorted(rows, key=lambda row: -int(columns[row].sum()))
+    kept: list[int] = []
+    for row in left:
+        larger = [other for other in kept if (columns[other] >= columns[row]).all()]
+        if not any(_implies(conditions[row], conditions[other]) for other in larger):
+            kept.append(row)
+    return sorted(kept)
+
+
+def _implies(condition: int | None, other: int | None) -> bool:
+    return other is None or (condition is not None and not condition & ~other)

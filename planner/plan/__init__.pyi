@@ -1,0 +1,10 @@
+from .plan import NOT_SOLVED as NOT_SOLVED
+from .plan import HeadRecord as HeadRecord
+from .plan import ModelRecord as ModelRecord
+from .plan import PictureRecord as PictureRecord
+from .plan import Plan as Plan
+from .plan import PriorityRecord as PriorityRecord
+from .plan import Settings as Settings
+from .plan import SolverRecord as SolverRecord
+from .plan import StrategyRecord as StrategyRecord
+from .plan import TensorSpec as TensorSpec

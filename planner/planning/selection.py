@@ -1,0 +1,246 @@
+"""Choosing what to train: which layers are candidates, and how many channels each strategy gives them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from torch import nn
+
+from trady.planner.costs import RefinedTable
+from trady.planner.errors import PlanError
+from trady.planner.ledger import CostTable
+from trady.planner.options import Inclusion, Scope, Strategy
+from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
+from trady.planner.planning.requests import (
+    NOTHING_FOUND,
+    NOTHING_OF_WORTH,
+    Request,
+    cheapest_layer,
+    least_counts,
+    no_layer_fits,
+)
+from trady.planner.priorities import LayerPriority, Priorities, slice_norms
+from trady.planner.sampling import (
+    STRATEGIES,
+    LayerRule,
+    check_scheme_fits,
+    eligible_layers,
+    scheme_counts,
+    scheme_ratios,
+)
+from trady.planner.solver import Selection, SolverStatus, rounded_figure, solve, solver_version
+from trady.planner.tracing import Layer, Trace
+
+#: Times that a budget of the peak is solved anew after kernels were measured.
+_MOST_ROUNDS: Final = 6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers and channels, and how they were found."""
+
+    strategy: StrategyRecord
+    solver: SolverRecord
+    counts: tuple[int, ...]
+
+
+def candidate_layers(traced: Trace, only: Sequence[str], exclude: Sequence[str], max_depth: int | None) -> list[Layer]:
+    """The layers that may be drawn from, in order of first use.
+
+    Args:
+        traced: The model's trace.
+        only: Patterns of layer names to keep; all where empty.
+        exclude: Patterns of layer names to leave out.
+        max_depth: Keep the last so many layers.
+
+    Raises:
+        PlanError: No layer is left.
+    """
+    layers = list(traced.layers)
+    if not layers:
+        raise PlanError(
+            "The model has no layer to draw from: no convolution or linear operation beside the head uses a parameter "
+            "that requires a gradient as its weight." + _first_reason(traced)
+        )
+    if max_depth is not None:
+        if max_depth < 1:
+            raise PlanError(f"Depth must be 1 layer or more, got {max_depth}.")
+        layers = layers[-max_depth:]
+    kept = [layer for layer in layers if (not only or _matches(layer.name, only)) and not _matches(layer.name, exclude)]
+    if not kept:
+        names = ", ".join(layer.name for layer in layers[-5:])
+        raise PlanError(
+            f"No layer is left after --only {' '.join(only) or 'all'} and --exclude {' '.join(exclude) or 'none'}. "
+            f"Layers are for instance: {names}."
+        )
+    return kept
+
+
+def priorities_of(layers: Sequence[Layer], priorities: Priorities) -> list[LayerPriority]:
+    """The norms of each layer, in the layers' order.
+
+    Raises:
+        PlanError: The priorities are of another model.
+    """
+    unmatched = [layer.name for layer in layers if _num_norms(priorities, layer) != layer.in_channels]
+    if unmatched:
+        raise PlanError(
+            f"The priorities are of another model: layers without matching norms: {', '.join(unmatched[:5])}. "
+            "Make them with trady-profile from this model."
+        )
+    return [priorities.by_weight[layer.weight_name] for layer in layers]
+
+
+def _num_norms(priorities: Priorities, layer: Layer) -> int:
+    found = priorities.by_weight.get(layer.weight_name)
+    return 0 if found is None else len(found.channel_norms)
+
+
+def check_some_layer_fits(tables: RefinedTable, request: Request) -> None:
+    """Tell a hopeless budget before the work.
+
+    Raises:
+        BudgetError: No layer fits; the smallest budget that trains one is named.
+        PlanError: The budget is of the peak, and the peak is not known.
+    """
+    if request.scope is Scope.PEAK and tables.table.gradient_storages is None:
+        raise PlanError(f"{tables.note} Use --scope training.")
+    while True:
+        cheapest, needed = cheapest_layer(tables.table, request)
+        if needed <= request.budget_bytes:
+            return
+        if request.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, request, cheapest)):
+            raise no_layer_fits(tables.table, request)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _first_reason(traced: Trace) -> str:
+    for name, reason in traced.not_drawn.items():
+        return f" For instance {name!r} {reason}."
+    return ""
+
+
+def choose_channels(
+    request: Request,
+    tables: RefinedTable,
+    priorities: Sequence[LayerPriority],
+    model: nn.Module,
+    static_counts: Sequence[int],
+) -> Choice:
+    """Layers and channel counts by the asked strategy.
+
+    Args:
+        request: Budget, scope, strategy and bounds.
+        tables: Costs of the candidate layers; its peak is made exact for what is chosen.
+        priorities: One entry per layer of the table, in its order.
+        model: Its weights rank the channels of a static scheme.
+        static_counts: What :func:`scheme_counts_of` gave, for ``su``.
+
+    Returns:
+        The choice; without counts for strategies that fill the budget anew each epoch.
+
+    Raises:
+        BudgetError: The budget trains no layer.
+    """
+    if request.strategy is Strategy.SOLVER:
+        return _solved_exactly(request, tables, priorities)
+    table = tables.table
+    rule = STRATEGIES[request.strategy]
+    if rule.layers is not LayerRule.SCHEME:
+        pool = eligible_layers(rule.layers, table, priorities, request.budget_bytes)
+        return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), NOT_SOLVED, (0,) * len(table.layers))
+    eligible = tuple(index for index, count in enumerate(static_counts) if count)
+    channels = {
+        table.layers[index].name: largest_weights(model, table, index, static_counts[index]) for index in eligible
+    }
+    record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
+    return Choice(record, NOT_SOLVED, tuple(static_counts))
+
+
+def _solved_exactly(request: Request, tables: RefinedTable, priorities: Sequence[LayerPriority]) -> Choice:
+    """Solve; a budget of the peak anew where kernels at the peak of the solution had not been measured."""
+    if request.scope is Scope.PEAK:
+        tables.refine_within(request.budget_bytes)
+    choice = solved(request, tables.table, priorities)
+    for _ in range(_MOST_ROUNDS):
+        if not tables.refine(choice.counts) or request.scope is not Scope.PEAK:
+            break
+        choice = solved(request, tables.table, priorities)
+    return choice
+
+
+def solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
+    """The solver's counts under a budget.
+
+    Args:
+        request: Budget, scope and bounds.
+        table: Costs of the candidate layers.
+        priorities: One entry per layer of the table, in its order.
+
+    Raises:
+        PlanError: All norms are zero, or the search found nothing in its time.
+        BudgetError: The budget trains no layer.
+    """
+    if not any(layer.norm_sum for layer in priorities):
+        raise PlanError(NOTHING_OF_WORTH)
+    limits = request.limits()
+    norms = None if request.inclusion is Inclusion.UNIFORM else [layer.channel_norms for layer in priorities]
+    selection = solve(table, [layer.norm_sum for layer in priorities], limits, norms)
+    if selection.status is SolverStatus.INFEASIBLE:
+        raise no_layer_fits(table, request)
+    if selection.status is SolverStatus.UNKNOWN:
+        raise PlanError(NOTHING_FOUND)
+    strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(table.layers))))
+    return Choice(strategy, _solver_record(selection, limits.horizon, request.inclusion), selection.counts)
+
+
+def scheme_counts_of(
+    request: Request, tables: RefinedTable, scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]
+) -> list[int]:
+    """Channels per layer of a static scheme; none for other strategies.
+
+    Args:
+        request: Budget, scope and strategy.
+        tables: Costs of the candidate layers.
+        scheme: Layer name -> ratio, or the name of a published scheme.
+        convolutions: The model's convolutions by name, in order: published schemes count them.
+
+    Raises:
+        BudgetError: The scheme needs more than the budget.
+        StrategyError: The scheme is missing or does not fit the model.
+    """
+    table = tables.table
+    if request.strategy is not Strategy.SU:
+        return [0] * len(table.layers)
+    counts = scheme_counts(table, scheme_ratios(scheme, convolutions))
+    tables.refine(counts)
+    check_scheme_fits(tables.table, counts, request.scope, request.budget_bytes)
+    return counts
+
+
+def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) -> tuple[int, ...]:
+    """MIT's choice inside a layer: the input channels whose weights have the largest norm.
+
+    Source:
+        Sparse Update (Lin et al., NeurIPS 2022).
+    """
+    layer = table.layers[index]
+    weight = model.get_parameter(layer.weight_name)
+    order = slice_norms(weight, layer.channel_dim, layer.groups).argsort(descending=True, stable=True)
+    return tuple(sorted(order[:count].tolist()))
+
+
+def _solver_record(selection: Selection, horizon: float, inclusion: Inclusion) -> SolverRecord:
+    return SolverRecord(
+        status="optimal" if selection.status is SolverStatus.OPTIMAL else "feasible",
+        value=rounded_figure(selection.value),
+        bound=rounded_figure(selection.bound),
+        gap=rounded_figure(selection.gap),
+        horizon=horizon,
+        inclusion=inclusion,
+        ortools_version=solver_version(),
+    )

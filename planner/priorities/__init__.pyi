@@ -1,0 +1,17 @@
+from .calibration import available_bytes as available_bytes
+from .calibration import calibrate as calibrate
+from .calibration import calibration_peak_bytes as calibration_peak_bytes
+from .calibration import slice_norms as slice_norms
+from .calibration import synthetic_batches as synthetic_batches
+from .calibration import undisturbed as undisturbed
+from .calibration import uniform_priorities as uniform_priorities
+from .dense_recording import record_from_data as record_from_data
+from .dense_recording import record_gradients as record_gradients
+from .gradient_recordings import FloatArray as FloatArray
+from .gradient_recordings import GradientRecording as GradientRecording
+from .priorities import TRUST as TRUST
+from .priorities import LayerPriority as LayerPriority
+from .priorities import Norm as Norm
+from .priorities import Priorities as Priorities
+from .priorities import PrioritySource as PrioritySource
+from .priorities import top_layers as top_layers

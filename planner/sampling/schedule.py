@@ -1,0 +1,425 @@
+"""The draw of an epoch: a pure function of plan, seed, epoch and the norms observed so far.
+
+All the randomness there is, for one run as the engine executes it and for many runs at once as the simulator replays
+them: the same function.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trady.planner.errors import StrategyError
+from trady.planner.ledger import Bytes, CostTable, Ledger
+from trady.planner.options import Inclusion
+from trady.planner.sampling.budget_state import Purses
+from trady.planner.sampling.greedy_fill import Pool, fill_in_order, fill_uniformly, moved_together
+from trady.planner.sampling.inclusion_probabilities import inclusion_probabilities, systematic_draws
+from trady.planner.sampling.philox import (
+    Channels,
+    HalfWords,
+    Scratch,
+    distinct_channels,
+    fixed_words,
+    half_words_of_runs,
+    unit_interval,
+    words_of_runs,
+)
+from trady.planner.sampling.strategies import STRATEGIES, DrawRule
+
+if TYPE_CHECKING:
+    from trady.planner.plan import Plan
+
+Norms: TypeAlias = NDArray[np.float64]
+#: Streams of random words of one seed and epoch that do not overlap.
+_CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM = range(3)
+#: The first of those with one for each input group.
+_INCLUSION_STREAMS: Final = 16
+#: Runs times epochs that are drawn at a time where counts are fixed, and the words they may take together.
+_ROWS_AT_ONCE: Final = 2000
+_WORDS_AT_ONCE: Final = 2**23
+#: Stands for a norm of zero: drawn last, and in random order.
+_LEAST_WEIGHT: Final = 1e-30
+
+
+@dataclass(frozen=True)
+class ChannelDraw:
+    """Channels trained during one epoch.
+
+    Args:
+        epoch: The epoch, from 0.
+        channels: Layer name -> drawn input channels, in draw order; layers without any are left out.
+    """
+
+    epoch: int
+    channels: Mapping[str, Channels]
+
+    def counts(self, table: CostTable) -> tuple[int, ...]:
+        """Channels per layer of the table."""
+        return tuple(len(self.channels.get(layer.name, ())) for layer in table.layers)
+
+    def by_group(self, table: CostTable) -> dict[int, dict[str, Channels]]:
+        """Drawn channels by input group and layer."""
+        groups: dict[int, dict[str, Channels]] = {}
+        for layer in table.layers:
+            if layer.name in self.channels:
+                groups.setdefault(layer.group, {})[layer.name] = self.channels[layer.name]
+        return groups
+
+    @staticmethod
+    def is_nested(members: Mapping[str, Channels]) -> bool:
+        """Whether every member of an input group draws the first channels of the longest draw."""
+        longest = max(members.values(), key=len)
+        return all(np.array_equal(channels, longest[: len(channels)]) for channels in members.values())
+
+    def ledger(self, table: CostTable) -> Ledger:
+        """The ledger of a step with these channels.
+
+        An input group stores the union of its members' draws and, where these are nested, one index; else each
+        member has an index of its own.
+        """
+        stored, indexed = {}, {}
+        for group, members in self.by_group(table).items():
+            stored[group] = len(np.unique(np.concatenate(list(members.values()))))
+            nested = self.is_nested(members)
+            indexed[group] = stored[group] if nested else sum(len(channels) for channels in members.values())
+        return table.ledger(self.counts(table), stored, indexed)
+
+
+@dataclass(frozen=True)
+class ChannelDraws:
+    """Channels trained during one epoch in each of many runs.
+
+    Args:
+        epoch: The epoch, from 0.
+        counts: Channels per layer of the table, ``[runs, layers]``.
+        channels: Index of a layer -> drawn input channels in draw order, ``[runs, most drawn]``; behind a run's last
+            channel stands the layer's number of channels. Layers that no run draws from are left out.
+        stored: Channels stored per input group, ``[runs, groups]``.
+        indexed: Indices kept per input group, ``[runs, groups]``.
+    """
+
+    epoch: int
+    counts: Bytes
+    channels: Mapping[int, Channels]
+    stored: Bytes
+    indexed: Bytes
+
+    def of_run(self, run: int, table: CostTable) -> ChannelDraw:
+        """The draw of one run."""
+        found = {}
+        for index, channels in self.channels.items():
+            if count := int(self.counts[run, index]):
+                found[table.layers[index].name] = channels[run, :count].astype(np.int64)
+        return ChannelDraw(self.epoch, found)
+
+
+def draw(
+    plan: "Plan", epoch: int, *, seed: int = 0, observed: Mapping[str, Sequence[float]] | None = None
+) -> ChannelDraw:
+    """The channels that train in an epoch.
+
+    Args:
+        plan: The plan.
+        epoch: From 0; static strategies draw the same in every epoch.
+        seed: Seed of the run.
+        observed: Layer name -> last observed gradient norm of each channel, ``NaN`` where none was. Only ``medyate``
+            and ``d-det-rgn`` look at it; without it they start as the papers do (uniform; calibrated norms).
+
+    Raises:
+        StrategyError: Observed norms are not one for each channel.
+    """
+    seen = None if observed is None else _observed_in_one_run(plan, observed)
+    return draw_runs(plan, epoch, [seed], observed=seen).of_run(0, plan.table)
+
+
+def draw_runs(
+    plan: "Plan", epoch: int, seeds: Sequence[int], *, observed: Mapping[int, Norms] | None = None
+) -> ChannelDraws:
+    """The channels that train in an epoch of many runs: what :func:`draw` gives for each of the seeds.
+
+    Args:
+        plan: The plan.
+        epoch: From 0.
+        seeds: Seed of each run.
+        observed: Index of a layer -> last observed norms ``[runs, channels]``, ``NaN`` where none was.
+    """
+    rule = STRATEGIES[plan.strategy.name]
+    moment, seen = (epoch, observed) if rule.dynamic else (0, None)
+    drawer = _Drawer(plan, moment, seeds)
+    if rule.draw is DrawRule.LARGEST_WEIGHTS:
+        counts, channels = drawer.fixed_channels()
+    elif rule.draw is DrawRule.LARGEST_RGN:
+        counts, channels = drawer.in_order(drawer.largest_rgn(seen))
+    elif rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
+        counts, channels = drawer.in_order(drawer.weighted(seen))
+    elif rule.draw is DrawRule.FIXED_COUNTS:
+        return next(draw_epochs(plan, [epoch], seeds))
+    else:
+        counts = drawer.uniform_counts()
+        return ChannelDraws(epoch, counts, *drawer.first_of_permutations(counts))
+    return ChannelDraws(epoch, counts, channels, *drawer.unions(counts, channels))
+
+
+def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+    """The same for many epochs of a plan with fixed counts, several at a time.
+
+    Every epoch takes the next words of the run's one stream, as many as channels are stored.
+
+    Args:
+        plan: A plan whose counts are fixed.
+        epochs: Consecutive, from any on.
+        seeds: Seed of each run.
+    """
+    if plan.solver.inclusion is Inclusion.WEIGHTED:
+        yield from _weighted_draws(plan, epochs, seeds)
+        return
+    drawer, space = _Drawer(plan, 0, seeds), Scratch()
+    counts = drawer.planned_counts()
+    every = plan.table.line_model.most_of_groups(counts)
+    stored = every[0]
+    rows = min(_ROWS_AT_ONCE, _WORDS_AT_ONCE // max(1, int(stored.sum())))
+    at_once = max(1, min(len(epochs), rows // len(seeds)))
+    for block in (epochs[first : first + at_once] for first in range(0, len(epochs), at_once)):
+        words = fixed_words(seeds, _CHANNEL_STREAM, int(stored.sum()), block[0], len(block), space)
+        words_by_group = np.split(words, np.cumsum(stored)[:-1])
+        channels = drawer.nested(counts[:1], words_by_group.__getitem__, space)
+        for place, epoch in enumerate(block):
+            own = slice(place * len(seeds), (place + 1) * len(seeds))
+            found = {index: drawn[own] for index, drawn in channels.items()}
+            yield ChannelDraws(epoch, counts, found, every, every)
+
+
+def _weighted_draws(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+    """The planned counts in every epoch, larger norms more often."""
+    drawer = _Drawer(plan, 0, seeds)
+    counts = drawer.planned_counts()
+    stored = plan.table.line_model.most_of_groups(counts)
+    groups = drawer.weighted_groups(counts[0], stored[0])
+    for epoch in epochs:
+        channels: dict[int, Channels] = {}
+        for group in groups:
+            drawn = group.draw(epoch, seeds)
+            channels |= {index: drawn[:, : counts[0, index]] for index in group.members}
+        yield ChannelDraws(epoch, counts, channels, stored, stored)
+
+
+@dataclass(frozen=True)
+class _WeightedGroup:
+    """An input group whose channels are drawn by their norms.
+
+    Args:
+        group: Its number.
+        members: Indices of the layers that draw from it.
+        likely: Probability of each channel.
+    """
+
+    group: int
+    members: Sequence[int]
+    likely: Norms
+
+    def draw(self, epoch: int, seeds: Sequence[int]) -> Channels:
+        """Channels of one epoch, ``[runs, channels stored]``.
+
+        Each draw lies in random order, so that a member that takes fewer takes any of them alike.
+        """
+        words = words_of_runs(seeds, epoch, _INCLUSION_STREAMS + self.group, len(self.likely) + 1)
+        return systematic_draws(self.likely, np.argsort(words[:, 1:], axis=1, kind="stable"), words[:, 0])
+
+
+class _Drawer:
+    """Draws one epoch of many runs."""
+
+    def __init__(self, plan: "Plan", epoch: int, seeds: Sequence[int]) -> None:
+        self._plan, self._table, self._epoch, self._seeds = plan, plan.table, epoch, tuple(seeds)
+        self._lines = plan.table.line_model
+        self._sizes = np.array([layer.in_channels for layer in plan.table.layers], dtype=np.int64)
+        self._eligible = np.array(plan.strategy.eligible, dtype=np.int64)
+
+    def planned_counts(self) -> Bytes:
+        """The plan's own counts."""
+        return np.broadcast_to(np.array(self._plan.counts, dtype=np.int64), (len(self._seeds), len(self._sizes)))
+
+    def uniform_counts(self) -> Bytes:
+        """Counts after taking channels of the eligible layers uniformly at random while they fit."""
+        purses = self._purses(nested=True)
+        fill_uniformly(purses, self._eligible, self._sizes[self._eligible], self._fill_words)
+        return purses.counts
+
+    def first_of_permutations(self, counts: Bytes) -> tuple[dict[int, Channels], Bytes, Bytes]:
+        """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
+        stored = self._lines.most_of_groups(counts)
+        starts = np.cumsum(stored, axis=1) - stored
+        words = half_words_of_runs(self._seeds, self._epoch, _CHANNEL_STREAM, int(stored.sum(axis=1).max()))
+
+        def words_of(group: int) -> HalfWords:
+            places = starts[:, group] + np.arange(stored[:, group].max())[:, None]
+            return np.take_along_axis(words, np.minimum(places, len(words) - 1), axis=0)
+
+        return self.nested(counts, words_of), stored, stored
+
+    def nested(
+        self, counts: Bytes, words_of: Callable[[int], HalfWords], space: Scratch | None = None
+    ) -> dict[int, Channels]:
+        """First channels of the input groups' permutations, ``[runs, most drawn]`` by index of the layer.
+
+        Args:
+            counts: Channels drawn, ``[runs, layers]``, or one row for all runs.
+            words_of: Words of an input group, ``[channels stored, runs]``.
+            space: Memory to use again.
+        """
+        orders: dict[int, Channels] = {}
+        channels = {}
+        for index in np.flatnonzero(counts.any(axis=0)).tolist():
+            layer = self._table.layers[index]
+            if layer.group not in orders:
+                orders[layer.group] = distinct_channels(words_of(layer.group), layer.in_channels, space)
+            drawn = counts[:, index, None]
+            found = orders[layer.group][:, : drawn.max()]
+            if drawn.min() < found.shape[1]:
+                beyond = np.arange(found.shape[1]) >= drawn
+                found = np.where(beyond, found.dtype.type(layer.in_channels), found)
+            channels[index] = found
+        return channels
+
+    def weighted_groups(self, counts: Bytes, stored: Bytes) -> list[_WeightedGroup]:
+        """How likely each channel is under fixed counts: by the norms of all members of its group that draw.
+
+        Args:
+            counts: Channels drawn, ``[layers]``.
+            stored: Channels stored, ``[groups]``.
+        """
+        found = []
+        for group in np.flatnonzero(stored).tolist():
+            members = np.flatnonzero((self._lines.group_of == group) & (counts > 0)).tolist()
+            norms = np.sum([self._plan.channel_norms(index) for index in members], axis=0)
+            likely = inclusion_probabilities(norms.tolist(), int(stored[group]), self._plan.solver.horizon)
+            found.append(_WeightedGroup(group, members, likely))
+        return found
+
+    def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
+        """The channels a static scheme names, in every run."""
+        counts = np.zeros((len(self._seeds), len(self._sizes)), dtype=np.int64)
+        channels = {}
+        for name, found in self._plan.strategy.fixed_channels.items():
+            index = self._table.index_of(name)
+            counts[:, index] = len(found)
+            channels[index] = np.broadcast_to(np.array(found, dtype=np.int64), (len(self._seeds), len(found)))
+        return counts, {index: found for index, found in channels.items() if found.size}
+
+    def in_order(self, keys: Norms) -> tuple[Bytes, dict[int, Channels]]:
+        """Take the eligible channels by falling key while they fit; equal keys in the table's order.
+
+        Args:
+            keys: ``[runs, eligible channels]``, or one row for all runs.
+        """
+        pool = self._pool
+        purses = self._purses(nested=False, runs=len(keys))
+        taken = fill_in_order(purses, pool, np.argsort(-keys, axis=1, kind="stable"))
+        channels = {}
+        for index in np.flatnonzero(purses.counts.any(axis=0)).tolist():
+            place = np.flatnonzero(pool.layers == index)
+            numbers = np.broadcast_to(pool.channels[place], (len(taken), len(place)))
+            found, is_held = moved_together(numbers, taken[:, place])
+            channels[index] = np.where(is_held, found, self._sizes[index])
+        if len(keys) == len(self._seeds):
+            return purses.counts, channels
+        runs = len(self._seeds)
+        same = {index: np.broadcast_to(found, (runs, found.shape[1])) for index, found in channels.items()}
+        return np.broadcast_to(purses.counts, (runs, len(self._sizes))), same
+
+    def largest_rgn(self, observed: Mapping[int, Norms] | None) -> Norms:
+        """RGN of the eligible channels; the calibrated norm stands in where none was observed."""
+        norms = np.concatenate([self._plan.channel_norms(index) for index in self._plan.strategy.eligible])[None, :]
+        if observed is not None:
+            found = self._observed(observed)
+            norms = np.where(np.isnan(found), norms, found)
+        costs = np.array([layer.sample_cost for layer in self._table.layers], dtype=np.float64)
+        keys: Norms = norms / costs[self._pool.layers]
+        return keys
+
+    def weighted(self, observed: Mapping[int, Norms]) -> Norms:
+        """Keys that order the eligible channels at random, in proportion to their last observed norms.
+
+        Unseen channels get the largest observed one. Exponential keys give sampling without replacement.
+
+        Source:
+            MeDyate, arXiv 2510.20979; Efraimidis and Spirakis 2006.
+        """
+        norms = self._observed(observed)
+        unseen = np.isnan(norms)
+        largest = np.where(unseen, -np.inf, norms).max(axis=1, keepdims=True)
+        largest = np.where(unseen.all(axis=1, keepdims=True), 1.0, largest)
+        weights = np.maximum(np.where(unseen, largest, norms), _LEAST_WEIGHT)
+        words = words_of_runs(self._seeds, self._epoch, _WEIGHT_STREAM, norms.shape[1])
+        keys: Norms = weights / -np.log(unit_interval(words))
+        return keys
+
+    def unions(self, counts: Bytes, channels: Mapping[int, Channels]) -> tuple[Bytes, Bytes]:
+        """Channels stored and indices kept per input group, where each layer draws for itself."""
+        stored, indexed = self._lines.most_of_groups(counts), self._lines.sums_of_groups(counts)
+        members: dict[int, list[int]] = {}
+        for index in channels:
+            members.setdefault(self._table.layers[index].group, []).append(index)
+        for group, found in members.items():
+            if len(found) > 1:
+                stored[:, group] = self._union([channels[index] for index in found], int(self._sizes[found[0]]))
+                nested = self._are_nested([channels[index] for index in found], counts[:, found])
+                indexed[:, group] = np.where(nested, stored[:, group], indexed[:, group])
+        return stored, indexed
+
+    def _union(self, draws: Sequence[Channels], in_channels: int) -> Bytes:
+        is_stored = np.zeros((len(self._seeds), in_channels + 1), dtype=bool)
+        for channels in draws:
+            np.put_along_axis(is_stored, channels, True, axis=1)
+        found: Bytes = is_stored[:, :-1].sum(axis=1)
+        return found
+
+    @staticmethod
+    def _are_nested(draws: Sequence[Channels], counts: Bytes) -> NDArray[np.bool_]:
+        """Whether in each run all members draw the first channels of the longest draw."""
+        most, runs = max(channels.shape[1] for channels in draws), np.arange(len(counts))
+        padded = np.full((len(draws), len(counts), most), -1, dtype=np.int64)
+        for place, channels in enumerate(draws):
+            padded[place, :, : channels.shape[1]] = channels
+        longest = padded[counts.argmax(axis=1), runs]
+        beyond = np.arange(most) >= counts.T[:, :, None]
+        return np.asarray(((padded == longest) | beyond).all(axis=(0, 2)))
+
+    @property
+    def _pool(self) -> Pool:
+        return Pool.of(self._eligible, self._sizes[self._eligible])
+
+    def _observed(self, observed: Mapping[int, Norms]) -> Norms:
+        """Last observed norms of the eligible channels, ``[runs, eligible channels]``; ``NaN`` where there was none."""
+        runs = len(self._seeds)
+        return np.concatenate(
+            [observed.get(index, np.full((runs, self._sizes[index]), np.nan)) for index in self._eligible.tolist()],
+            axis=1,
+        )
+
+    def _purses(self, *, nested: bool, runs: int | None = None) -> Purses:
+        settings = self._plan.settings
+        number = len(self._seeds) if runs is None else runs
+        return Purses(self._table, settings.scope, settings.budget_bytes, number, nested=nested)
+
+    def _fill_words(self, runs: Channels, first: int, count: int) -> HalfWords:
+        seeds = [self._seeds[run] for run in runs.tolist()]
+        return half_words_of_runs(seeds, self._epoch, _FILL_STREAM, count, first)
+
+
+def _observed_in_one_run(plan: "Plan", observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:
+    """Observed norms by index of the layer, each ``[1, channels]``; other models' layers are passed over."""
+    found = {}
+    for index, layer in enumerate(plan.table.layers):
+        if layer.name in observed:
+            norms = np.asarray(observed[layer.name], dtype=np.float64)
+            if norms.shape != (layer.in_channels,):
+                raise StrategyError(
+                    f"Observed norms of layer {layer.name!r} must be one for each of its {layer.in_channels} input "
+                    f"channels, got shape {norms.shape}. Give NaN for channels that never trained."
+                )
+            found[index] = norms[None, :]
+    return found

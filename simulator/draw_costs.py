@@ -1,0 +1,52 @@
+"""What a chunk of trials costs in one epoch: bytes by line of the ledger, sparsities and multiply-adds."""
+
+import numpy as np
+
+from trady.planner.ledger import SCOPE_LINES, Bytes
+from trady.planner.plan import Plan
+from trady.planner.sampling import ChannelDraws
+from trady.simulator.streaming_statistics import Values
+
+
+class Costs:
+    """Prices the draws of a plan.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._scope = plan.settings.scope
+        self._lines = plan.table.line_model
+        layers, groups = plan.table.layers, len(plan.table.groups)
+        self._sizes = np.array([layer.in_channels for layer in layers], dtype=np.int64)
+        self._weight_elements = np.array([layer.weight_elements for layer in layers], dtype=np.int64)
+        self._input_elements = np.zeros(groups, dtype=np.int64)
+        self._widths = np.zeros(groups, dtype=np.int64)
+        for layer in reversed(layers):
+            self._input_elements[layer.group] = layer.sample_elements
+            self._widths[layer.group] = layer.in_channels
+        self._known: tuple[bytes, dict[str, Values]] = b"", {}
+
+    def of(self, draws: ChannelDraws) -> dict[str, Values]:
+        """Measures and lines of one epoch, ``[trials]`` each; draws that all cost the same are priced once."""
+        amounts = np.concatenate([draws.counts, draws.stored, draws.indexed], axis=1)
+        if not (amounts == amounts[0]).all():
+            return self._priced(draws.counts, draws.stored, draws.indexed)
+        key = amounts[0].tobytes()
+        if key != self._known[0]:
+            self._known = key, self._priced(draws.counts[:1], draws.stored[:1], draws.indexed[:1])
+        return {name: np.broadcast_to(values, (len(amounts),)) for name, values in self._known[1].items()}
+
+    def _priced(self, counts: Bytes, stored: Bytes, indexed: Bytes) -> dict[str, Values]:
+        lines = self._lines.all_lines(counts, stored, indexed)
+        kept, all_inputs = stored @ self._input_elements, self._widths @ self._input_elements
+        drawn, all_weights = counts @ self._weight_elements, self._sizes @ self._weight_elements
+        measures = {
+            "activation_sparsity": 1.0 - kept / np.maximum(1, all_inputs),
+            "weight_derivative_sparsity": 1.0 - drawn / all_weights,
+            "weight_grad_macs": self._lines.weight_grad_macs(counts),
+            "backward_macs": self._lines.backward_macs(counts),
+            "used_bytes": sum(lines[name] for name in SCOPE_LINES[self._scope]),
+        }
+        return {name: np.asarray(values, dtype=np.float64) for name, values in (measures | lines).items()}
