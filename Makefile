@@ -36,6 +36,7 @@ lint: $(VENV)/.dependencies
 
 types: install
 	$(BIN)/python -m mypy -p trady.planner -p trady.simulator -p trady.engine
+	$(BIN)/lint-imports
 
 # A regular (not editable) install: what is tested is what a user gets.
 INSTALL := $(BIN)/python -m pip install --quiet --no-deps --force-reinstall --no-build-isolation . && rm -rf build

@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trady.engine import Engine
-from trady.engine.trainer import autocast, evaluate, learning_rate_at, make_optimizer
+from trady.engine.optim import make_optimizer
+from trady.engine.runtime import autocast
+from trady.engine.trainer import evaluate, learning_rate_at
 from trady.planner import Plan, calibrate, make_plan
 from trady.planner.files import write_atomically
 from trady.planner.models import Batch, call_model, fit_head, replace_head

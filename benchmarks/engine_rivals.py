@@ -17,10 +17,9 @@ from engine_models import Subject
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trady.planner.models import call_model
+from trady.planner.models import call_model, set_training_mode
 from trady.planner.options import NormMode
 from trady.planner.plan import Plan
-from trady.planner.tracing import set_training_mode
 
 #: Budgets in scope ``update``; the last is a share of what fine-tuning everything stores and computes for weights.
 BUDGETS: Final = ("256KB", "1MB", "5%")

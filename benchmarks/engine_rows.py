@@ -26,11 +26,10 @@ from torch import Tensor, nn
 
 from trady.planner.costs import AllocationMeter, peak_of
 from trady.planner.errors import TradyError
-from trady.planner.models import Batch, call_model, cross_entropy, input_tensors, map_tensors
+from trady.planner.models import Batch, call_model, cross_entropy, input_tensors, map_tensors, set_training_mode
 from trady.planner.options import MemoryFormat, NormMode
 from trady.planner.plan import Plan
 from trady.planner.planning import ModelSource, make_plan
-from trady.planner.tracing import set_training_mode
 
 FORMATS: Final = {
     MemoryFormat.CONTIGUOUS: torch.contiguous_format,

@@ -32,11 +32,19 @@ from zoo_steps import planned_step
 from trady.engine.runtime import saved_tensors, storage_bytes
 from trady.planner.costs import build_cost_table
 from trady.planner.errors import TracingError
-from trady.planner.models import call_model, input_tensors, map_tensors, own_loss, step_loss, synthetic_targets
+from trady.planner.models import (
+    call_model,
+    input_tensors,
+    map_tensors,
+    own_loss,
+    set_training_mode,
+    step_loss,
+    synthetic_targets,
+)
 from trady.planner.options import NormMode, OptimizerKind, Scope
 from trady.planner.priorities import uniform_priorities
 from trady.planner.solver import Limits, solve
-from trady.planner.tracing import Capture, FakeModel, Recordings, StepSettings, set_training_mode, trace
+from trady.planner.tracing import Capture, FakeModel, Recordings, StepSettings, trace
 
 BUDGET_BYTES: Final = 256_000
 #: Of a gradient, relative to the largest entry: float32 sums in another order.

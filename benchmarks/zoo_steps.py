@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from trady.engine import Engine
 from trady.engine.runtime import kept_by_line
 from trady.planner.errors import TradyError
-from trady.planner.models import call_model, map_tensors, own_loss, step_loss, synthetic_targets
+from trady.planner.models import call_model, map_tensors, own_loss, set_training_mode, step_loss, synthetic_targets
 from trady.planner.options import NormMode
 from trady.planner.plan import Plan
 from trady.planner.planning import make_plan
 from trady.planner.priorities import uniform_priorities
-from trady.planner.tracing import set_training_mode
 
 #: Smallest budgets do for toys; one of them trains something.
 BUDGETS: Final = ("256KB", "4MB", "64MB")

@@ -130,9 +130,9 @@ def verify_command(plan: Path, model: str | None, as_json: bool, **options: Any)
     """
     with errors_told("Interrupted."):
         from trady.engine.trainer import verify
-        from trady.planner.plan import Plan
+        from trady.planner.sampling import load_plan
 
-        measurement = verify(Plan.load(plan), model, **options)
+        measurement = verify(load_plan(plan), model, **options)
         if as_json:
             click.echo(json.dumps(measurement.as_json(), indent=1))
         else:
@@ -152,14 +152,14 @@ def _train(resume: Path | None, output: Path | None, as_json: bool, trust_pickle
         training_json,
         training_report,
     )
-    from trady.planner.plan import Plan
+    from trady.planner.sampling import load_plan
 
     folder = resume or output
     assert folder is not None
     if resume is not None:
-        options, plan = RunOptions.load(folder), Plan.load(folder / PLAN_FILE)
+        options, plan = RunOptions.load(folder), load_plan(folder / PLAN_FILE)
     else:
-        plan = Plan.load(given["plan"])
+        plan = load_plan(given["plan"])
         options = _new_options(plan, given)
     with joined_processes(options.device) as processes, shown_progress(Console(stderr=True)) as shown:
         report = train(

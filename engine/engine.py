@@ -36,7 +36,7 @@ from trady.planner.ledger import Ledger
 from trady.planner.models import Batch, Inputs, LossFunction
 from trady.planner.options import NormMode, Strategy
 from trady.planner.plan import Plan
-from trady.planner.sampling import ChannelDraw, draw
+from trady.planner.sampling import ChannelDraw, check_plan, draw
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
@@ -78,6 +78,7 @@ class Engine(nn.Module):
         self, model: nn.Module, plan: Plan, *, seed: int = 0, strict: bool = False, carry: bool = False
     ) -> None:
         super().__init__()
+        check_plan(plan)
         prepare_model(model, plan)
         self.model = model
         self.plan, self.seed = plan, seed

@@ -6,6 +6,7 @@ from .priorities import GradientRecording as GradientRecording
 from .priorities import Priorities as Priorities
 from .priorities import calibrate as calibrate
 from .priorities import record_gradients as record_gradients
+from .sampling import load_plan as load_plan
 from .studies import Study as Study
 from .studies import study as study
 from .tracing import trace as trace

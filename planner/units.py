@@ -54,3 +54,31 @@ def format_bytes(num_bytes: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.1f} {unit}"
+
+
+def format_share(share: float, digits: int = 2) -> str:
+    """A share in percent, never rounded to nothing or to all: ``"99.98 %"``, ``"< 0.01 %"``."""
+    least = 10.0**-digits
+    percent = 100 * share
+    if 0 < percent < least:
+        return f"< {least:.{digits}f} %"
+    if 100 - least < percent < 100:
+        return f"> {100 - least:.{digits}f} %"
+    return f"{percent:.{digits}f} %"
+
+
+def format_count(count: int) -> str:
+    """A count, to the unit below 10,000: ``"9,999"``, ``"6.8 M"``."""
+    if abs(count) < 10_000:
+        return f"{count:,}"
+    value, unit = count / 1e3, "k"
+    for larger in ("M", "G", "T", "P"):
+        if abs(value) < 999.95:
+            break
+        value, unit = value / 1e3, larger
+    return f"{value:.1f} {unit}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: ``"1 layer"``, ``"2,000 layers"``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -72,9 +72,9 @@ def simulate_command(
     with errors_told():
         _check_figures(plot, timeline, figures)
         _check_page(html)
-        from trady.planner.plan import Plan
+        from trady.planner.sampling import load_plan
 
-        loaded = Plan.load(plan)
+        loaded = load_plan(plan)
         policies = _policies(policy, scheme, loaded)
         recordings = _recordings(traces, gradients, loaded)
         followed = recordings[0] if recordings else gradients
@@ -124,7 +124,7 @@ def _recordings(traces: Sequence[Path], gradients: str, plan: "Plan") -> list["G
 
     recordings = [GradientRecording.load(path) for path in traces]
     for recording in recordings:
-        recording.check_fits(plan)
+        recording.check_fits(*plan.recorded_model)
     return recordings
 
 

@@ -136,7 +136,7 @@ class RecordedGradients(Gradients):
     name = "recorded"
 
     def __init__(self, recording: "GradientRecording", plan: Plan) -> None:
-        recording.check_fits(plan)
+        recording.check_fits(*plan.recorded_model)
         self.epochs, self._origin = recording.num_epochs, recording.header.origin
         rows = recording.indices_of([layer.name for layer in plan.table.layers])
         self._norms = [recording.norms[row] for row in rows]

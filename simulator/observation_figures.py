@@ -5,16 +5,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from trady.planner.errors import TradyError
-from trady.planner.reports import (
-    COLOURS,
-    format_share,
-    matplotlib_ready,
-    save_figure,
-    shorten,
-    spread,
-    thinned_labels,
-    tidy_axes,
-)
+from trady.planner.reports import COLOURS, matplotlib_ready, save_figure, shorten, spread, thinned_labels, tidy_axes
+from trady.planner.units import format_share
 from trady.simulator.observations import ChannelRanks, Course, LayerRanks, Observations, RgnCurve
 
 _MARKERS: Final = "osD^vPX"

@@ -145,7 +145,7 @@ def observe(plan: Plan, recordings: Sequence[GradientRecording] = ()) -> Observa
         CalibrationError: A recording is of another model.
     """
     for recording in recordings:
-        recording.check_fits(plan)
+        recording.check_fits(*plan.recorded_model)
     labels = recording_labels(recordings)
     channels = [_channel_ranks(plan, *pair) for pair in zip(labels, recordings, strict=True)]
     return Observations(

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trady.planner.ledger import UPDATE_LINES
-from trady.planner.reports import format_count, format_share, headed_table, heading, item
-from trady.planner.units import format_bytes
+from trady.planner.reports import headed_table, heading, item
+from trady.planner.units import format_bytes, format_count, format_share
 from trady.simulator.results import Series, SimulationReport
 
 #: What is worth its value at the end, and what its mean over the epochs.

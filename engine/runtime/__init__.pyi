@@ -2,6 +2,7 @@ from .gradient_average import GradientAverage as GradientAverage
 from .gradient_average import mean_over_processes as mean_over_processes
 from .guards import BatchGuard as BatchGuard
 from .measurement import Measurement as Measurement
+from .measurement import autocast as autocast
 from .measurement import kept_by_line as kept_by_line
 from .measurement import measure_step as measure_step
 from .measurement import saved_tensors as saved_tensors

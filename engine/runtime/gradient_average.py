@@ -8,7 +8,7 @@ Around a model with an engine attached it finds no slices: their gradients are a
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,22 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
-from trady.engine.runtime.trained_slices import DrawnSlices
+from trady.engine.runtime.contract import PlannedModel
 from trady.planner.errors import EngineError
-
-
-class Trained(Protocol):
-    """What an engine tells of itself."""
-
-    model: nn.Module
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that was drawn for last."""
-
-    @property
-    def slices(self) -> DrawnSlices:
-        """The slices that train."""
 
 
 class GradientAverage:
@@ -52,7 +38,7 @@ class GradientAverage:
         self._group: Any = None
         self._weights_are_equal = False
 
-    def before_forward(self, engine: Trained) -> None:
+    def before_forward(self, engine: PlannedModel) -> None:
         """Look at the wrapper whose forward pass this is.
 
         Raises:
@@ -72,7 +58,7 @@ class GradientAverage:
                 if parameter not in self._hooked:
                     self._hooked[parameter] = parameter.register_post_accumulate_grad_hook(self._queue)
 
-    def _meet(self, wrapper: DistributedDataParallel, engine: Trained) -> None:
+    def _meet(self, wrapper: DistributedDataParallel, engine: PlannedModel) -> None:
         """A wrapper not seen before: what it averages, and weights that it has not made equal."""
         self._wrapper = weakref.ref(wrapper)
         self._has_slices = any(module is engine for module in wrapper.module.modules())
@@ -85,12 +71,12 @@ class GradientAverage:
             held = self._averaged_by_wrapper(engine)
         self._held = [weakref.ref(parameter) for parameter in held]
 
-    def _averaged_by_wrapper(self, engine: Trained) -> list[nn.Parameter]:
+    def _averaged_by_wrapper(self, engine: PlannedModel) -> list[nn.Parameter]:
         """What a wrapper made now would average."""
         slices = [parameter for _, parameter in engine.slices.named_parameters()] if self._has_slices else []
         return [*slices, *(parameter for parameter in engine.model.parameters() if parameter.requires_grad)]
 
-    def _check_held(self, engine: Trained) -> None:
+    def _check_held(self, engine: PlannedModel) -> None:
         held, wanted = {id(found()) for found in self._held}, self._averaged_by_wrapper(engine)
         missing = sum(id(parameter) not in held for parameter in wanted)
         if missing or len(held) != len(wanted):

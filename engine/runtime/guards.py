@@ -2,29 +2,15 @@
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
-from torch import nn
-
+from trady.engine.runtime.contract import PlannedModel
 from trady.planner.costs import build_cost_table
 from trady.planner.errors import EngineError, TradyError
 from trady.planner.ledger import Ledger
 from trady.planner.models import Inputs, LossFunction, batch_size_of, input_tensors
-from trady.planner.plan import Plan
-from trady.planner.sampling import ChannelDraw
 from trady.planner.tracing import trace
 from trady.planner.units import format_bytes
-
-
-class Planned(Protocol):
-    """What an engine tells of itself."""
-
-    plan: Plan
-    channels: ChannelDraw
-
-    def thawed(self) -> AbstractContextManager[nn.Module]:
-        """The model as it was before it was frozen."""
 
 
 class BatchGuard:
@@ -38,7 +24,7 @@ class BatchGuard:
         self._strict = strict
         self._told = False
 
-    def check(self, engine: Planned, inputs: Any) -> None:
+    def check(self, engine: PlannedModel, inputs: Any) -> None:
         """Look at the first tensor's first dimension.
 
         Args:
@@ -61,7 +47,7 @@ class BatchGuard:
         warnings.warn(message, stacklevel=6)
 
 
-def _told_of(engine: Planned, found: int, planned: int, inputs: Any) -> str:
+def _told_of(engine: PlannedModel, found: int, planned: int, inputs: Any) -> str:
     scopes = engine.channels.ledger(engine.plan.table).scopes
     try:
         larger = ledger_at(engine, _as_inputs(*inputs)).scopes
@@ -75,7 +61,7 @@ def _told_of(engine: Planned, found: int, planned: int, inputs: Any) -> str:
     )
 
 
-def ledger_at(engine: Planned, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Ledger:
+def ledger_at(engine: PlannedModel, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Ledger:
     """The ledger of the channels drawn now for other inputs than planned.
 
     Args:

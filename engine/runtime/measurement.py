@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Group, RenderableType
@@ -14,9 +14,10 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from trady.engine.optim import make_optimizer
+from trady.engine.runtime.contract import PlannedModel
 from trady.engine.runtime.guards import ledger_at
 from trady.engine.runtime.redirection import StorageNotes
-from trady.engine.trainer import make_optimizer
 from trady.planner.costs import AllocationMeter
 from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Ledger
 from trady.planner.models import (
@@ -29,12 +30,9 @@ from trady.planner.models import (
     step_loss,
     synthetic_targets,
 )
-from trady.planner.options import Scope
+from trady.planner.options import DType, Scope
 from trady.planner.plan import Plan
 from trady.planner.units import format_bytes
-
-if TYPE_CHECKING:
-    from trady.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class _Held:
 
 
 def measure_step(
-    engine: "Engine", inputs: Inputs, targets: Any = None, loss: LossFunction | None = None
+    engine: PlannedModel, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None
 ) -> Measurement:
     """Run one real training step and hold every line of the ledger against it; the model stays as it was.
 
@@ -189,7 +187,8 @@ def measure_step(
     size = batch_size_of(inputs)
     planned = engine.ledger if size == plan.settings.batch_size else ledger_at(engine, inputs, targets, loss)
     device = next(engine.model.parameters()).device
-    with _restored(engine), _autocast(plan, device):
+    amp = None if torch.is_autocast_enabled(device.type) else plan.settings.amp
+    with _restored(engine), autocast(device, amp):
         # Its rate is zero, so that measuring changes nothing.
         optimizer = make_optimizer(engine.parameters(), plan.settings.optimizer, learning_rate=0.0)
         optimizer.register_step_post_hook(lambda *_: engine.slices.synchronise(engine.model))
@@ -214,7 +213,7 @@ def measure_step(
 
 
 def kept_by_line(
-    engine: "Engine", inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: PlannedModel, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> tuple[dict[str, int], Tensor]:
     """What autograd keeps for backward when the loss exists, by ledger line, and the loss.
 
@@ -265,7 +264,7 @@ def _by_line(kept: Mapping[int, int], notes: StorageNotes) -> dict[str, int]:
 
 
 def _measured_lines(
-    engine: "Engine", optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: PlannedModel, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> tuple[dict[str, int], float]:
     """One watched step, its lines and its loss; gradients are dropped again."""
     kept, value = kept_by_line(engine, inputs, targets, loss)
@@ -312,7 +311,7 @@ def _static_bytes(lines: Mapping[str, int], optimizer: torch.optim.Optimizer) ->
 
 
 def _step(
-    engine: "Engine", optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: PlannedModel, optimizer: torch.optim.Optimizer, inputs: Inputs, targets: Any, loss: LossFunction | None
 ) -> None:
     outputs = call_model(engine, inputs)
     value = step_loss(outputs, targets, loss)
@@ -321,22 +320,20 @@ def _step(
     optimizer.zero_grad()
 
 
-def _made_up(engine: "Engine", inputs: Inputs, loss: LossFunction | None) -> Any:
+def _made_up(engine: PlannedModel, inputs: Inputs, loss: LossFunction | None) -> Any:
     """Targets for cross-entropy where none are given and the model has no loss of its own."""
     with torch.no_grad():
         outputs = call_model(engine, inputs)
     return None if loss is None and own_loss(outputs) is not None else synthetic_targets(outputs)
 
 
-def _autocast(plan: Plan, device: torch.device) -> AbstractContextManager[Any]:
-    amp = plan.settings.amp
-    if amp is None or torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, amp.value))
+def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[Any]:
+    """Mixed precision for forward and loss, or nothing."""
+    return nullcontext() if amp is None else torch.autocast(device.type, dtype=getattr(torch, amp.value))
 
 
 @contextmanager
-def _restored(engine: "Engine") -> Iterator[None]:
+def _restored(engine: PlannedModel) -> Iterator[None]:
     """Give gradients, buffers, training mode and random state back as they were."""
     gradients = {parameter: parameter.grad for parameter in engine.parameters()}
     buffers = {name: buffer.detach().clone() for name, buffer in engine.model.named_buffers()}

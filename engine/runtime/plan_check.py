@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from trady.planner.errors import EngineError
+from trady.planner.models import tensor_lines
 from trady.planner.options import DType, MemoryFormat
 from trady.planner.plan import Plan
-from trady.planner.planning import tensor_lines
 
 _SHOWN: Final = 5
 

@@ -2,9 +2,7 @@ from .evaluating import evaluate as evaluate
 from .processes import joined_processes as joined_processes
 from .progress import shown_progress as shown_progress
 from .progress import silent_display as silent_display
-from .recipes import autocast as autocast
 from .recipes import learning_rate_at as learning_rate_at
-from .recipes import make_optimizer as make_optimizer
 from .run_folder import PLAN_FILE as PLAN_FILE
 from .run_options import DataOptions as DataOptions
 from .run_options import RunOptions as RunOptions

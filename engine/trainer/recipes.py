@@ -1,15 +1,13 @@
 """The recipe of a run: optimizer, learning rate, loss and precision, each from plain numbers."""
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trady.engine.optim import SinkGD
 from trady.planner.models import LossFunction, logits_of, step_loss
 from trady.planner.options import DType, OptimizerKind
 
@@ -21,39 +19,10 @@ LEARNING_RATES: Final = {
     OptimizerKind.ADAM: 1e-3,
     OptimizerKind.ADAMW: 1e-3,
 }
-MOMENTUM: Final = 0.9
 _WARMUP_EPOCHS: Final = 5.0
 _WARMUP_SHARE: Final = 0.1
 
 StepLoss = Callable[[Any, Any], Tensor]
-
-
-def make_optimizer(
-    parameters: Iterable[Tensor],
-    kind: OptimizerKind | str,
-    *,
-    learning_rate: float,
-    momentum: float = MOMENTUM,
-    weight_decay: float = 0.0,
-) -> torch.optim.Optimizer:
-    """An optimizer of the planned kind.
-
-    Args:
-        parameters: What trains.
-        kind: SGD is without momentum, which only ``momentum`` has.
-        learning_rate: Its peak.
-        momentum: For ``momentum`` only.
-        weight_decay: Decoupled for AdamW and SinkGD, as a part of the gradient for the others.
-    """
-    kind = OptimizerKind(kind)
-    if kind is OptimizerKind.ADAMW:
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    if kind is OptimizerKind.SINKGD:
-        return SinkGD(parameters, lr=learning_rate, weight_decay=weight_decay)
-    if kind is OptimizerKind.ADAM:
-        return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
-    kept = momentum if kind is OptimizerKind.MOMENTUM else 0.0
-    return torch.optim.SGD(parameters, lr=learning_rate, momentum=kept, weight_decay=weight_decay)
 
 
 def default_warmup_epochs(epochs: int) -> float:
@@ -96,11 +65,6 @@ def make_loss(loss: LossFunction | None, label_smoothing: float = 0.0) -> StepLo
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     return smoothed
-
-
-def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[Any]:
-    """Mixed precision for forward and loss, or nothing."""
-    return nullcontext() if amp is None else torch.autocast(device.type, dtype=getattr(torch, amp.value))
 
 
 def make_scaler(device: torch.device, amp: DType | None) -> torch.amp.GradScaler:

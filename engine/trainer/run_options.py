@@ -5,7 +5,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from trady.engine.trainer.recipes import LEARNING_RATES, MOMENTUM, default_warmup_epochs
+from trady.engine.optim import MOMENTUM
+from trady.engine.trainer.recipes import LEARNING_RATES, default_warmup_epochs
 from trady.planner.errors import EngineError
 from trady.planner.files import write_atomically
 from trady.planner.options import DType, OptimizerKind

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trady.engine import Engine
+from trady.engine.optim import make_optimizer
+from trady.engine.runtime import autocast
 from trady.engine.trainer.evaluating import Tally
 from trady.engine.trainer.planned_model import PlannedModel
 from trady.engine.trainer.processes import Processes
-from trady.engine.trainer.recipes import autocast, make_loss, make_optimizer, make_scaler
+from trady.engine.trainer.recipes import make_loss, make_scaler
 from trady.engine.trainer.run_options import RunOptions
 from trady.planner.models import Batch, call_model
 

@@ -283,7 +283,7 @@ def _recording_path(record: int | None, trace: Path | None, data: str | None) ->
 
 
 def _record(prepared: Any, epochs: int, lr: float, options: dict[str, Any], say: Callable[[str], None]) -> Any:
-    from trady.planner.priorities import record_from_data
+    from trady.planner.planning import record_from_data
 
     return record_from_data(
         prepared,
@@ -336,7 +336,7 @@ def _prepared(
 
 
 def _synthetic(prepared: Any, say: Callable[[str], None]) -> Any:
-    from trady.planner.planning import priorities_without_data
+    from trady.planner.priorities import priorities_without_data
     from trady.planner.tracing import trace
 
     say("Finding priorities without data")

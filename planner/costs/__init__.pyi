@@ -3,7 +3,7 @@ from .allocator import peak_of as peak_of
 from .macs import ForwardMacs as ForwardMacs
 from .macs import forward_macs as forward_macs
 from .refining import RefinedTable as RefinedTable
-from .refining import step_memory as step_memory
+from .refining import memory_of_step as memory_of_step
 from .step_memory import StepMemory as StepMemory
 from .table_builder import OPTIMIZER_STATE as OPTIMIZER_STATE
 from .table_builder import build_cost_table as build_cost_table

@@ -15,9 +15,8 @@ from torch.jit._trace import TracerWarning
 
 from trady.planner.costs.table_builder import ATTENTION, operation_macs
 from trady.planner.lean import OPAQUE
-from trady.planner.models import Inputs, call_model, input_tensors, is_on_meta, map_tensors
+from trady.planner.models import Inputs, call_model, input_tensors, is_on_meta, map_tensors, undisturbed
 from trady.planner.options import NormMode
-from trady.planner.priorities import undisturbed
 from trady.planner.tracing import CONVOLUTIONS, GROUPED_PRODUCTS, Operation, Trace, trace
 
 

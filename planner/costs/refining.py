@@ -13,7 +13,7 @@ _AT_ONCE: Final = 4
 NOT_MEASURED: Final = "The peak leaves out what kernels work in: they cannot be run here for this model and device."
 
 
-def step_memory(traced: Trace, *, measure: bool) -> tuple[StepMemory | None, str]:
+def memory_of_step(traced: Trace, *, measure: bool) -> tuple[StepMemory | None, str]:
     """What a cost table needs for the peak, or ``None``, and what the reader should know about it.
 
     Args:
@@ -40,7 +40,7 @@ class RefinedTable:
 
     def __init__(self, traced: Trace, build: Callable[[StepMemory | None], CostTable], *, measure: bool) -> None:
         self._build = build
-        self._memory, self.note = step_memory(traced, measure=measure)
+        self._memory, self.note = memory_of_step(traced, measure=measure)
         self.table = build(self._memory)
 
     def refine(self, counts: Sequence[int]) -> bool:

@@ -30,7 +30,7 @@ class Batch:
     targets: Any = None
 
 
-def call_model(model: nn.Module, inputs: Inputs) -> Any:
+def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Call the model the way its inputs ask for: keywords, positions, or one tensor."""
     if isinstance(inputs, Mapping):
         return model(**inputs)

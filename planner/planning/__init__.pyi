@@ -1,15 +1,13 @@
 from .batch_search import plan_largest_batch as plan_largest_batch
 from .planning import ModelSource as ModelSource
-from .planning import fingerprint as fingerprint
 from .planning import make_plan as make_plan
-from .planning import priorities_without_data as priorities_without_data
-from .planning import tensor_lines as tensor_lines
 from .preparation import DEFAULT_BATCH_SIZE as DEFAULT_BATCH_SIZE
 from .preparation import DEFAULT_BATCHES as DEFAULT_BATCHES
 from .preparation import Prepared as Prepared
 from .preparation import origin_of as origin_of
 from .preparation import prepare as prepare
 from .preparation import priorities_from_data as priorities_from_data
+from .preparation import record_from_data as record_from_data
 from .preparation import take_batches as take_batches
 from .replanning import layer_priorities as layer_priorities
 from .replanning import replan as replan

@@ -9,10 +9,10 @@ from torch import nn
 from trady.planner.errors import PlanError, TracingError
 from trady.planner.models import Inputs, LossFunction
 from trady.planner.plan import Plan
-from trady.planner.planning.planning import ModelSource, make_plan, priorities_without_data
-from trady.planner.priorities import Priorities
-from trady.planner.reports import format_share
+from trady.planner.planning.planning import ModelSource, make_plan
+from trady.planner.priorities import Priorities, priorities_without_data
 from trady.planner.tracing import Trace
+from trady.planner.units import format_share
 
 #: A budget that holds batches of so many samples holds nothing that grows with them.
 MOST_SAMPLES: Final = 1 << 20

@@ -1,6 +1,5 @@
 """From a model and a budget to a Plan."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +10,15 @@ from torch import Tensor, nn
 from trady.planner.costs import RefinedTable, StepMemory, build_cost_table
 from trady.planner.errors import PlanError
 from trady.planner.ledger import FORWARD_CONVOLUTIONS, CostTable
-from trady.planner.models import Inputs, LossFunction, batch_size_of, input_tensors, is_on_meta
+from trady.planner.models import (
+    Inputs,
+    LossFunction,
+    batch_size_of,
+    fingerprint,
+    input_tensors,
+    is_on_meta,
+    tensor_lines,
+)
 from trady.planner.options import (
     DEFAULT_OPTIMIZER,
     DType,
@@ -38,17 +45,12 @@ from trady.planner.priorities import (
     TRUST,
     Priorities,
     PrioritySource,
-    available_bytes,
-    calibrate,
-    calibration_peak_bytes,
-    synthetic_batches,
-    uniform_priorities,
+    priorities_without_data,
 )
 from trady.planner.sampling import draw
 from trady.planner.tracing import Layer, Trace, trace
-from trady.planner.units import format_bytes, parse_bytes
+from trady.planner.units import parse_bytes
 
-_SYNTHETIC_BATCHES: Final = 4
 #: Concentration of the norms from which drawing by norm is suggested: MiniLM has 0.43, the papers' convolutional
 #: networks 0.09 to 0.14.
 _CONCENTRATED: Final = 1 / 3
@@ -285,56 +287,6 @@ def _with_first_draw(plan: Plan, tables: RefinedTable) -> Plan:
         plan = plan.model_copy(update={"table": tables.table})
         first = draw(plan, 0)
     return with_first_draw(plan)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and types of a model's parameters and buffers."""
-    lines = [f"{name} {line}" for name, line in tensor_lines(model).items()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def tensor_lines(model: nn.Module) -> dict[str, str]:
-    """Parameters and buffers by name, each as ``float32[8, 3]``."""
-    return {
-        name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-        for name, tensor in sorted(model.state_dict().items())
-        if isinstance(tensor, Tensor)
-    }
-
-
-def priorities_without_data(
-    model: nn.Module, inputs: Inputs, traced: Trace, loss: LossFunction | None, *, has_weights: bool
-) -> Priorities:
-    """Gradient norms of synthetic inputs; uniform ones where there are no weights, no memory or no known targets.
-
-    Args:
-        model: The module.
-        inputs: Example inputs.
-        traced: Its trace.
-        loss: The user's loss: nobody can make up its targets.
-        has_weights: Whether the weights are trained ones.
-    """
-    available, needed = available_bytes(), calibration_peak_bytes(traced)
-    reasons = (
-        (is_on_meta(model), "the model has no memory for weights"),
-        (not has_weights, "the weights are random"),
-        (loss is not None, "targets of your own loss cannot be made up"),
-        (
-            available is not None and needed > available,
-            f"a backward pass needs {format_bytes(needed)}, more than the {format_bytes(available or 0)} free",
-        ),
-    )
-    for holds, reason in reasons:
-        if holds:
-            return uniform_priorities(traced, reason)
-    return calibrate(
-        model,
-        synthetic_batches(model, inputs, _SYNTHETIC_BATCHES),
-        norm=traced.settings.norm,
-        source=PrioritySource.SYNTHETIC,
-        origin="normal noise, random targets",
-        traced=traced,
-    )
 
 
 def _short(norms: tuple[float, ...]) -> tuple[float, ...] | float:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from torch import nn
 
 from trady.planner.data import LabelledData, PictureFormat, TextFormat, open_data
@@ -27,7 +28,15 @@ from trady.planner.models import (
 from trady.planner.options import NormMode
 from trady.planner.plan import PictureRecord
 from trady.planner.planning.planning import ModelSource
-from trady.planner.priorities import Priorities, PrioritySource, calibrate, calibration_peak_bytes
+from trady.planner.priorities import (
+    DEFAULT_LEARNING_RATE,
+    GradientRecording,
+    Priorities,
+    PrioritySource,
+    calibrate,
+    calibration_peak_bytes,
+    record_gradients,
+)
 from trady.planner.tracing import trace
 from trady.planner.units import format_bytes
 
@@ -236,3 +245,60 @@ def _without_labels(inputs: Inputs) -> Inputs:
 def origin_of(data: LabelledData | Iterable[Batch]) -> str:
     """The data by name, for reports."""
     return Path(data.source).name if isinstance(data, LabelledData) else "batches of a function"
+
+
+def record_from_data(
+    prepared: Prepared,
+    *,
+    epochs: int,
+    learning_rate: float = DEFAULT_LEARNING_RATE,
+    num_batches: int = DEFAULT_BATCHES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    norm: NormMode | str = NormMode.FROZEN,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> GradientRecording:
+    """Record gradients on a prepared model's data, other samples in another order each epoch.
+
+    A replaced head must have been fitted, which :func:`trady.planner.planning.preparation.priorities_from_data` does.
+
+    Args:
+        prepared: Model and data.
+        epochs: Epochs to train.
+        learning_rate: Of SGD.
+        num_batches: Batches of an epoch.
+        batch_size: Samples in each.
+        norm: What norms with running statistics do meanwhile.
+        seed: Chooses the samples and their order.
+        say: Called with a line of text after each epoch.
+
+    Raises:
+        DataError: There is no data, or less than one batch.
+        CalibrationError: As :func:`record_gradients`.
+    """
+    if prepared.data is None:
+        raise DataError("Recording gradients needs labelled data. Give --data.")
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        return take_batches(prepared.data, batch_size, num_batches, _epoch_seed(seed, epoch))
+
+    loaded = prepared.loaded
+    say(f"Recording {epochs} epochs of training, learning rate {learning_rate:g}")
+    return record_gradients(
+        loaded.model,
+        batches,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        loss=loaded.loss,
+        norm=norm,
+        source=loaded.source,
+        origin=origin_of(prepared.data),
+        seed=seed,
+        head=prepared.asked_head,
+        progress=lambda done, mean_loss: say(f"Recorded epoch {done} of {epochs}, mean loss {mean_loss:.4g}"),
+    )
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for each epoch, so that those of recordings with neighbouring seeds do not meet."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -10,12 +10,12 @@ from trady.planner.options import Strategy, choose
 from trady.planner.plan import NOT_SOLVED, Plan, StrategyRecord
 from trady.planner.planning.requests import Request, no_layer_fits
 from trady.planner.priorities import LayerPriority
-from trady.planner.reports import covered_shares
 from trady.planner.sampling import (
     DEFAULT_HORIZON,
     STRATEGIES,
     LayerRule,
     check_scheme_fits,
+    covered_shares,
     distinct_channels,
     draw,
     eligible_layers,

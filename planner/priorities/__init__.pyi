@@ -3,9 +3,8 @@ from .calibration import calibrate as calibrate
 from .calibration import calibration_peak_bytes as calibration_peak_bytes
 from .calibration import slice_norms as slice_norms
 from .calibration import synthetic_batches as synthetic_batches
-from .calibration import undisturbed as undisturbed
 from .calibration import uniform_priorities as uniform_priorities
-from .dense_recording import record_from_data as record_from_data
+from .dense_recording import DEFAULT_LEARNING_RATE as DEFAULT_LEARNING_RATE
 from .dense_recording import record_gradients as record_gradients
 from .gradient_recordings import FloatArray as FloatArray
 from .gradient_recordings import GradientRecording as GradientRecording
@@ -15,3 +14,4 @@ from .priorities import Norm as Norm
 from .priorities import Priorities as Priorities
 from .priorities import PrioritySource as PrioritySource
 from .priorities import top_layers as top_layers
+from .without_data import priorities_without_data as priorities_without_data

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,16 +15,16 @@ from trady.planner.models import (
     LossFunction,
     batch_size_of,
     call_model,
-    input_tensors,
     map_tensors,
     own_loss,
     step_loss,
     synthetic_targets,
+    undisturbed,
 )
 from trady.planner.options import NormMode, choose
 from trady.planner.priorities.priorities import LayerPriority, Priorities, PrioritySource, rounded_norms
 from trady.planner.priorities.tail_index import GradientSamples
-from trady.planner.tracing import Layer, Trace, set_training_mode, trace
+from trady.planner.tracing import Layer, Trace, trace
 
 
 def calibrate(
@@ -247,29 +247,3 @@ def as_batch(item: Batch | tuple[Any, Any] | Mapping[str, Any]) -> Batch:
         return Batch(dict(item))
     inputs, targets = item
     return Batch(inputs, targets)
-
-
-@contextmanager
-def undisturbed(model: nn.Module, norm: NormMode, seed: int) -> Iterator[None]:
-    """Run in training mode with a seed of our own; put everything of the model back afterwards."""
-    training = {module: module.training for module in model.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    gradients = {parameter: parameter.grad for parameter in flags}
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers() if not buffer.is_meta}
-    devices = {tensor.device for tensor in input_tensors(tuple(flags)) if tensor.is_cuda}
-    try:
-        with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.enable_grad():
-            torch.manual_seed(seed)
-            set_training_mode(model, norm)
-            for parameter in flags:
-                parameter.grad = None
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-            parameter.grad = gradients[parameter]
-        with torch.no_grad():
-            for buffer, before in buffers.items():
-                buffer.copy_(before)

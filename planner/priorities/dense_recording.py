@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trady.planner.errors import CalibrationError, DataError
-from trady.planner.models import Batch, LossFunction, batch_size_of
+from trady.planner.errors import CalibrationError
+from trady.planner.models import Batch, LossFunction, batch_size_of, fingerprint, undisturbed
 from trady.planner.options import NormMode, choose
-from trady.planner.planning import DEFAULT_BATCH_SIZE, DEFAULT_BATCHES, Prepared, fingerprint, origin_of, take_batches
-from trady.planner.priorities.calibration import as_batch, batch_loss, channel_norms, trace_batch, undisturbed
+from trady.planner.priorities.calibration import as_batch, batch_loss, channel_norms, trace_batch
 from trady.planner.priorities.gradient_recordings import FloatArray, GradientRecording, RecordedLayer, RecordingHeader
 from trady.planner.priorities.gradient_sketches import SKETCH_SIZE, channel_rows, sketch
 from trady.planner.priorities.tail_index import GradientSamples
@@ -95,58 +94,6 @@ def record_gradients(
         losses=tuple(training.losses),
     )
     return GradientRecording(header, _stacked(training.norms), _stacked(training.sketches))
-
-
-def record_from_data(
-    prepared: Prepared,
-    *,
-    epochs: int,
-    learning_rate: float = DEFAULT_LEARNING_RATE,
-    num_batches: int = DEFAULT_BATCHES,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    norm: NormMode | str = NormMode.FROZEN,
-    seed: int = 0,
-    say: Callable[[str], None] = lambda _: None,
-) -> GradientRecording:
-    """Record gradients on a prepared model's data, other samples in another order each epoch.
-
-    A replaced head must have been fitted, which :func:`trady.planner.planning.preparation.priorities_from_data` does.
-
-    Args:
-        prepared: Model and data.
-        epochs: Epochs to train.
-        learning_rate: Of SGD.
-        num_batches: Batches of an epoch.
-        batch_size: Samples in each.
-        norm: What norms with running statistics do meanwhile.
-        seed: Chooses the samples and their order.
-        say: Called with a line of text after each epoch.
-
-    Raises:
-        DataError: There is no data, or less than one batch.
-        CalibrationError: As :func:`record_gradients`.
-    """
-    if prepared.data is None:
-        raise DataError("Recording gradients needs labelled data. Give --data.")
-
-    def batches(epoch: int) -> Iterator[Batch]:
-        return take_batches(prepared.data, batch_size, num_batches, _epoch_seed(seed, epoch))
-
-    loaded = prepared.loaded
-    say(f"Recording {epochs} epochs of training, learning rate {learning_rate:g}")
-    return record_gradients(
-        loaded.model,
-        batches,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        loss=loaded.loss,
-        norm=norm,
-        source=loaded.source,
-        origin=origin_of(prepared.data),
-        seed=seed,
-        head=prepared.asked_head,
-        progress=lambda done, mean_loss: say(f"Recorded epoch {done} of {epochs}, mean loss {mean_loss:.4g}"),
-    )
 
 
 @contextmanager
@@ -288,8 +235,3 @@ def _stacked(epochs: list[list[Tensor]]) -> tuple[FloatArray, ...]:
     return tuple(
         np.stack([values.numpy().astype(np.float32) for values in layer]) for layer in zip(*epochs, strict=True)
     )
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch, so that those of recordings with neighbouring seeds do not meet."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -1,6 +1,6 @@
 """Gradient recordings: what every input channel's gradient did in each epoch of a real training. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from trady.planner.errors import CalibrationError
 from trady.planner.files import write_atomically
 from trady.planner.options import NormMode
-from trady.planner.plan import Plan
 from trady.planner.records import Record
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
@@ -133,25 +132,30 @@ class GradientRecording:
         places = {name: index for index, name in enumerate(self.layers)}
         return tuple(places[name] for name in names)
 
-    def check_fits(self, plan: Plan) -> None:
+    def check_fits(self, channels: Mapping[str, int], fingerprint: str, source: str) -> None:
         """See that a plan is of the recorded model. A plan may leave layers out.
+
+        Args:
+            channels: Layer name -> input channels, for the plan's layers.
+            fingerprint: Of the plan's model.
+            source: The plan's model, as typed.
 
         Raises:
             CalibrationError: The models differ, naming the first layer that does, if one does.
         """
         recorded = {layer.name: layer.channels for layer in self.header.layers}
-        differing = [layer for layer in plan.table.layers if recorded.get(layer.name) != layer.in_channels]
-        if not differing and plan.model.fingerprint == self.fingerprint:
+        differing = [name for name, number in channels.items() if recorded.get(name) != number]
+        if not differing and fingerprint == self.fingerprint:
             return
         problem = "names, shapes or types of other tensors differ, such as a head of other classes"
         if differing:
-            found = recorded.get(differing[0].name)
-            there = "not recorded" if found is None else f"recorded with {found} input channels"
-            problem = f"layer {differing[0].name!r} of {differing[0].in_channels} input channels is {there}"
+            name = differing[0]
+            there = f"recorded with {recorded[name]} input channels" if name in recorded else "not recorded"
+            problem = f"layer {name!r} of {channels[name]} input channels is {there}"
         raise CalibrationError(
             f"Recording of {self.header.source!r} on {self.header.origin} is of another model than the plan of "
-            f"{plan.model.source!r}: {problem} (fingerprint {self.fingerprint[:12]} against "
-            f"{plan.model.fingerprint[:12]}). {_AGAIN} on this model, with the same --classes."
+            f"{source!r}: {problem} (fingerprint {self.fingerprint[:12]} against {fingerprint[:12]}). {_AGAIN} on this "
+            "model, with the same --classes."
         )
 
     def save(self, path: str | Path) -> None:

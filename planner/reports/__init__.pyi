@@ -16,14 +16,10 @@ from .plotting import spread as spread
 from .plotting import thinned_labels as thinned_labels
 from .plotting import tidy_axes as tidy_axes
 from .summary import ChosenLayer as ChosenLayer
-from .summary import covered_shares as covered_shares
 from .summary import layer_rgn as layer_rgn
 from .summary import step_figures as step_figures
 from .summary import summary_json as summary_json
 from .summary import with_most_bytes as with_most_bytes
-from .text_parts import counted as counted
-from .text_parts import format_count as format_count
-from .text_parts import format_share as format_share
 from .text_parts import headed_table as headed_table
 from .text_parts import heading as heading
 from .text_parts import item as item

@@ -21,8 +21,8 @@ from trady.planner.reports.plotting import (
     tidy_axes,
 )
 from trady.planner.reports.summary import PlanFigures, layer_rgn, plan_figures
-from trady.planner.reports.text_parts import format_share, shorten
-from trady.planner.units import format_bytes
+from trady.planner.reports.text_parts import shorten
+from trady.planner.units import format_bytes, format_share
 
 if TYPE_CHECKING:
     from trady.planner.tracing import Trace

@@ -10,9 +10,8 @@ from trady.planner.options import Scope
 from trady.planner.plan import Plan
 from trady.planner.reports.pages import asset, page
 from trady.planner.reports.summary import ChosenLayer, PartOf, PlanFigures, plan_figures
-from trady.planner.reports.text_parts import format_share
 from trady.planner.reports.text_report import dense_bytes, dense_footnote, proof, remarks, step_line, value_note
-from trady.planner.units import format_bytes
+from trady.planner.units import format_bytes, format_share
 
 _SAVINGS: Final = {
     "activation_elements": ("stored inputs (activation sparsity)", "elements a sample"),

@@ -9,7 +9,7 @@ from trady.planner.ledger import INDEX_BYTES, CostTable
 from trady.planner.options import Inclusion
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST
-from trady.planner.sampling import ChannelDraw, coverage_value, draw, expected_norms
+from trady.planner.sampling import ChannelDraw, covered_shares, draw, expected_norms
 
 
 @dataclass(frozen=True)
@@ -193,24 +193,6 @@ def value_shares(plan: Plan) -> tuple[float, ...]:
     ]
     total = fsum(plan.layer_values)
     return tuple(found / total if total else 0.0 for found in reached)
-
-
-def covered_shares(
-    amounts: Sequence[float], table: CostTable, counts: Sequence[int], horizon: float
-) -> tuple[float, ...]:
-    """What so many draws can be expected to reach of each layer's amount, as shares of all layers' amounts.
-
-    Args:
-        amounts: Norms, RGN or anything else that a layer's channels hold, one for each layer of the table.
-        table: Costs of the layers.
-        counts: Channels that each draw takes.
-        horizon: Draws.
-    """
-    total = fsum(amounts)
-    return tuple(
-        amount * coverage_value(count / layer.in_channels, horizon) / total if total else 0.0
-        for amount, count, layer in zip(amounts, counts, table.layers, strict=True)
-    )
 
 
 def summary_json(plan: Plan) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from trady.planner.options import DType, Inclusion, Scope
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.reports.summary import ChosenLayer, PlanFigures, plan_figures, with_most_bytes
-from trady.planner.reports.text_parts import counted, format_count, format_share, headed_table, heading, item, shorten
+from trady.planner.reports.text_parts import headed_table, heading, item, shorten
 from trady.planner.sampling import STRATEGIES, TOP_SHARE, DrawRule
-from trady.planner.units import format_bytes
+from trady.planner.units import counted, format_bytes, format_count, format_share
 
 if TYPE_CHECKING:
     from trady.planner.costs import ForwardMacs

@@ -1,5 +1,6 @@
 from .coverage import DEFAULT_HORIZON as DEFAULT_HORIZON
 from .coverage import coverage_value as coverage_value
+from .coverage import covered_shares as covered_shares
 from .coverage import waiting_mass as waiting_mass
 from .inclusion_probabilities import curve_counts as curve_counts
 from .inclusion_probabilities import expected_norms as expected_norms
@@ -9,6 +10,8 @@ from .philox import half_words_of_runs as half_words_of_runs
 from .philox import permutation as permutation
 from .philox import random_bits as random_bits
 from .philox import unit_interval as unit_interval
+from .plan_files import check_plan as check_plan
+from .plan_files import load_plan as load_plan
 from .schedule import ChannelDraw as ChannelDraw
 from .schedule import ChannelDraws as ChannelDraws
 from .schedule import draw as draw

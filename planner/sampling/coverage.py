@@ -1,6 +1,10 @@
 """Closed forms of what the draws reach. No torch, no ortools."""
 
+from collections.abc import Sequence
+from math import fsum
 from typing import Final
+
+from trady.planner.ledger import CostTable
 
 #: Draws the solver's value looks ahead: the further, the more layers share the budget. On real networks and data 4 and
 #: 16 are near each other, 64 is behind (docs/accuracy.md).
@@ -26,3 +30,21 @@ def waiting_mass(share: float, epoch: int) -> float:
     if share == 0.0:
         return 0.0
     return float((1.0 - (1.0 - share) ** epoch * (1.0 + epoch * share)) / share)
+
+
+def covered_shares(
+    amounts: Sequence[float], table: CostTable, counts: Sequence[int], horizon: float
+) -> tuple[float, ...]:
+    """What so many draws can be expected to reach of each layer's amount, as shares of all layers' amounts.
+
+    Args:
+        amounts: Norms, RGN or anything else that a layer's channels hold, one for each layer of the table.
+        table: Costs of the layers.
+        counts: Channels that each draw takes.
+        horizon: Draws.
+    """
+    total = fsum(amounts)
+    return tuple(
+        amount * coverage_value(count / layer.in_channels, horizon) / total if total else 0.0
+        for amount, count, layer in zip(amounts, counts, table.layers, strict=True)
+    )

@@ -10,7 +10,8 @@ import numpy as np
 
 from trady.planner.ledger import CostTable
 from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, Request, cheapest_layer, no_layer_fits
-from trady.planner.reports import covered_shares, step_figures
+from trady.planner.reports import step_figures
+from trady.planner.sampling import covered_shares
 from trady.planner.solver import Program, Selection, SolverStatus, rounded_figure
 from trady.planner.studies.grids import default_budgets
 from trady.planner.studies.rows import Bought, Remedy, Setting, StudyRow

@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trady.planner.costs import StepMemory, build_cost_table, step_memory
+from trady.planner.costs import StepMemory, build_cost_table, memory_of_step
 from trady.planner.errors import PlanError, TradyError
 from trady.planner.ledger import CostTable
 from trady.planner.models import Inputs, LossFunction, input_tensors, is_on_meta, load_model
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
-from trady.planner.planning import (
-    Prepared,
-    candidate_layers,
-    prepare,
-    priorities_from_data,
-    priorities_of,
-    priorities_without_data,
-)
-from trady.planner.priorities import Priorities
+from trady.planner.planning import Prepared, candidate_layers, prepare, priorities_from_data, priorities_of
+from trady.planner.priorities import Priorities, priorities_without_data
 from trady.planner.studies.columns import Column
 from trady.planner.studies.grids import Axes
 from trady.planner.studies.rows import Remedy, Setting
@@ -237,7 +230,7 @@ class _Columns:
         setting = column.setting.model_copy(update=changed)
         try:
             bounded = setting.scope is Scope.PEAK
-            table = self._table(setting, step_memory(self._traced(setting), measure=False)[0] if bounded else None)
+            table = self._table(setting, memory_of_step(self._traced(setting), measure=False)[0] if bounded else None)
         except TradyError:
             return
         needed = replace(column, table=table).least_budget
@@ -269,7 +262,7 @@ class _Columns:
         key = setting.norm, torch_dtype(setting.dtype), setting.batch_size
         if key not in self._memories:
             traced = self._traced(setting)
-            memory, _ = step_memory(traced, measure=not is_on_meta(self._found.model))
+            memory, _ = memory_of_step(traced, measure=not is_on_meta(self._found.model))
             if memory is not None:
                 places = range(len(traced.step.operations))
                 memory = memory.measured(place for place in places if memory.is_bounded(place))

@@ -7,11 +7,11 @@ from typing import Final
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from trady.planner.reports import counted, format_share, headed_table, heading, item, shorten
+from trady.planner.reports import headed_table, heading, item, shorten
 from trady.planner.studies.answers import Answers, bought
 from trady.planner.studies.rows import Curve, StudyRow
 from trady.planner.studies.runs import Study
-from trady.planner.units import format_bytes
+from trady.planner.units import counted, format_bytes, format_share
 
 #: Most curves and budgets of the table, and most sentences of a kind.
 _MOST_CURVES: Final = 24

@@ -142,7 +142,7 @@ class ModuleSpec:
 
     def record(self) -> dict[str, Any]:
         """What tells it from another model: names, shapes and types of its tensors."""
-        from trady.planner.planning import fingerprint
+        from trady.planner.models import fingerprint
 
         return {
             "source": self.name,

@@ -2,7 +2,6 @@ from .calls import Call as Call
 from .calls import Shape as Shape
 from .fake_model import FakeModel as FakeModel
 from .fake_model import StepSettings as StepSettings
-from .fake_model import set_training_mode as set_training_mode
 from .gradient_lifetimes import GradientStorage as GradientStorage
 from .layers import CONVOLUTIONS as CONVOLUTIONS
 from .layers import GROUPED_PRODUCTS as GROUPED_PRODUCTS

@@ -31,6 +31,7 @@ from trady.planner.models import (
     loss_name_of,
     map_tensors,
     own_loss,
+    set_training_mode,
     step_loss,
     synthetic_targets,
 )
@@ -73,23 +74,6 @@ class StepSettings:
                 "Plan with --dtype bfloat16, or on a machine with a CUDA device."
             )
         return torch.autocast(self.device, dtype=self.amp)
-
-
-def set_training_mode(model: nn.Module, norm: NormMode) -> nn.Module:
-    """Put a model in training mode, norms with running statistics in the asked one; in place.
-
-    A frozen norm normalises with its running statistics and leaves them, and its batch counter, alone. Programs of
-    ``torch.export`` run in the mode they were exported in and refuse to change it.
-    """
-    try:
-        model.train()
-    except NotImplementedError:
-        return model
-    if norm is NormMode.FROZEN:
-        for module in model.modules():
-            if hasattr(module, "running_mean"):
-                module.train(False)
-    return model
 
 
 class FakeModel:

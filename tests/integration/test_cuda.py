@@ -10,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from trady.planner import make_plan, trace
 from trady.planner.errors import TracingError
+from trady.planner.models.modes import set_training_mode
 from trady.planner.models.training_step import cross_entropy
 from trady.planner.options import NormMode
-from trady.planner.tracing.fake_model import set_training_mode
 
 
 def convnet() -> nn.Module:

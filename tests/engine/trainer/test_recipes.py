@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trady.engine.trainer.recipes import default_warmup_epochs, learning_rate_at, make_loss, make_optimizer, make_scaler
+from trady.engine.optim.optimizers import make_optimizer
+from trady.engine.trainer.recipes import default_warmup_epochs, learning_rate_at, make_loss, make_scaler
 from trady.planner.options import DType, OptimizerKind
 
 

@@ -247,8 +247,8 @@ def test_a_finished_run_may_be_resumed(planned: Planned, tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from trady.engine import checkpoints, stepping, training
-from trady.engine.run_options import RunOptions
+from trady.engine.trainer import checkpoints, stepping, training
+from trady.engine.trainer.run_options import RunOptions
 from trady.planner import Plan
 from trady.planner import files
 

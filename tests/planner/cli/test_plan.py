@@ -311,7 +311,7 @@ def test_profile_records_gradients_beside_priorities(workplace: Path, colours: s
     assert (header.num_batches, header.batch_size, header.learning_rate) == (2, 8, 0.05)
     assert found.layers == ("0", "3") and found.num_epochs == 3
     assert plan("--budget", "4KB", "-o", "plan.json", *arguments).exit_code == 0
-    found.check_fits(Plan.load("plan.json"))
+    found.check_fits(*Plan.load("plan.json").recorded_model)
     assert profile("--record", "3", "--lr", "0.05", "--norm", "train", "--trace", "b", *arguments).exit_code == 0
     assert Path("b").read_bytes() == Path("gradients.safetensors").read_bytes()
 

@@ -17,7 +17,7 @@ from trady.planner.errors import DataError
 from trady.planner.models.training_step import Batch, call_model, step_loss
 
 PICTURE = PictureFormat((3, 32, 32), (0.5,) * 3, (0.5,) * 3)
-ASSETS = Path(__file__).parents[2] / os.environ.get("TRADY_ASSETS", "../shared/assets")
+ASSETS = Path(__file__).parents[3] / os.environ.get("TRADY_ASSETS", "../shared/assets")
 
 
 @pytest.fixture

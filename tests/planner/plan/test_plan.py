@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 
 from tables import cost_tables, full_counts, layer_costs, plan_of
+from trady.planner import load_plan
 from trady.planner.errors import PlanError, TradyError
 from trady.planner.ledger.cost_records import GroupInput, InputGroup, KeptBytes, OperationCosts, Upstream
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan.plan import Plan, json_schema
 
-SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "plan.schema.json"
+SCHEMA = Path(__file__).resolve().parents[3] / "docs" / "plan.schema.json"
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_hand_edited_plans_are_refused(plan: Plan, tmp_path: Path, name: str) ->
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(content))
     with pytest.raises(PlanError, match=message) as caught:
-        Plan.load(path)
+        load_plan(path)
     assert str(path) in str(caught.value) and "Make it anew with trady-plan" in str(caught.value)
 
 

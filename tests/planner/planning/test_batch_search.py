@@ -8,7 +8,7 @@ from cases import Residual
 from trady.planner import Priorities, make_plan, trace
 from trady.planner.errors import BudgetError, PlanError
 from trady.planner.planning.batch_search import plan_largest_batch
-from trady.planner.planning.planning import priorities_without_data
+from trady.planner.priorities.without_data import priorities_without_data
 
 
 @pytest.fixture(scope="module")

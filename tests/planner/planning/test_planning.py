@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from trady.planner import Plan, Priorities, calibrate, make_plan, trace
 from trady.planner.errors import BudgetError, PlanError, StrategyError, TracingError
+from trady.planner.models.fingerprints import fingerprint
 from trady.planner.options import OptimizerKind, Scope, Strategy
-from trady.planner.planning.planning import fingerprint
 from trady.planner.priorities.calibration import synthetic_batches, uniform_priorities
 
 

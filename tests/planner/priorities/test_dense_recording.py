@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trady.planner.errors import CalibrationError, DataError
-from trady.planner.planning.planning import fingerprint, make_plan
-from trady.planner.planning.preparation import Prepared
-from trady.planner.priorities.dense_recording import record_from_data, record_gradients
+from trady.planner.models.fingerprints import fingerprint
+from trady.planner.planning.planning import make_plan
+from trady.planner.planning.preparation import Prepared, record_from_data
+from trady.planner.priorities.dense_recording import record_gradients
 from trady.planner.priorities.gradient_sketches import channel_rows, sketch
 from trady.planner.tracing.tracing import trace
 
@@ -113,7 +114,7 @@ def test_the_header_says_which_training_it_was() -> None:
     assert [(layer.name, layer.channels) for layer in header.layers][:2] == [("plain", 3), ("grouped", 8)]
     assert done == list(enumerate(found.losses, start=1))
     assert all(alpha is not None and 0.2 < alpha < 3 for alpha in found.tail_index)
-    found.check_fits(make_plan(net, batches(0)[0][0], budget="1KB"))
+    found.check_fits(*make_plan(net, batches(0)[0][0], budget="1KB").recorded_model)
 
 
 def test_the_head_that_trains_is_the_one_asked_for() -> None:

@@ -163,8 +163,8 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_plans_of_the_recorded_model_fit_with_layers_left_out() -> None:
-    recording().check_fits(plan((3, 5)))
-    recording().check_fits(plan((3,)))
+    recording().check_fits(*plan((3, 5)).recorded_model)
+    recording().check_fits(*plan((3,)).recorded_model)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_plans_of_other_models_are_refused(channels: tuple[int, ...], fingerprin
         rf"Recording of 'nets:small' on photos is of another model than the plan of 'tests': {message}.* Record again"
     )
     with pytest.raises(CalibrationError, match=expected):
-        recording().check_fits(plan(channels, fingerprint))
+        recording().check_fits(*plan(channels, fingerprint).recorded_model)

@@ -15,8 +15,9 @@ from trady.planner.plan.plan import Plan
 from trady.planner.planning.planning import make_plan
 from trady.planner.priorities.priorities import LayerPriority, Priorities, PrioritySource
 from trady.planner.reports.summary import plan_figures, summary_json
-from trady.planner.reports.text_parts import format_count, format_share, shorten
+from trady.planner.reports.text_parts import shorten
 from trady.planner.reports.text_report import MOST_ROWS, plan_report, priorities_report
+from trady.planner.units import format_count, format_share
 
 
 class TinyNet(nn.Module):

@@ -1,0 +1,69 @@
+"""The rules of the house: nothing reaches past a door, and no room grows beyond what an eye can hold.
+
+Layers and circles are import-linter's, in ``pyproject.toml``.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imports import REPOSITORY, files_of
+
+FILES = [path for package in ("planner", "simulator", "engine") for path in files_of(package)]
+#: Words that every shelf may use: files of one room.
+ROOT_WORDS = {"errors", "files", "options", "parallel", "records", "units"}
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def shelf_of(module: str) -> str:
+    """The package whose door others use: ``trady.planner.ledger``, ``trady.simulator``."""
+    parts = module.split(".")
+    depth = 2 if parts[1] == "simulator" or len(parts) < 4 else 3
+    return ".".join(parts[:depth])
+
+
+def module_of(path: Path) -> str:
+    parts = ("trady", *path.relative_to(REPOSITORY).with_suffix("").parts)
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("trady."):
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_nothing_reaches_past_a_door(path: Path) -> None:
+    own = shelf_of(module_of(path) + (".door" if path.stem == "__init__" else ""))
+    for module in imports_of(path):
+        inside = module.split(".")[3:] or (module.split(".")[1] == "simulator" and module.split(".")[2:])
+        assert not inside or shelf_of(module) == own, f"import it from {shelf_of(module)}"
+
+
+@pytest.mark.parametrize("stub", sorted(REPOSITORY.glob("[pse]*/**/__init__.pyi")), ids=names)
+def test_no_door_names_a_thing_as_a_room(stub: Path) -> None:
+    """Once such a room were imported, it would stand where the thing did."""
+    rooms = {path.stem for path in stub.parent.iterdir()}
+    exported = {alias.asname for node in ast.parse(stub.read_text()).body for alias in getattr(node, "names", ())}
+    assert not exported & rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_rooms_can_be_held_in_the_eye(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 430
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = [part for part in node.body if not isinstance(part, ast.Expr) or part is not node.body[0]]
+            assert node.end_lineno is not None and (not body or node.end_lineno - body[0].lineno < 70), node.name
+
+
+def test_no_shelf_is_full() -> None:
+    for folder in {path.parent for path in FILES if path.is_relative_to(REPOSITORY / "planner")}:
+        assert len(list(folder.glob("*.py"))) <= 16, folder
