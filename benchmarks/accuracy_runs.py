@@ -26,6 +26,7 @@ from trady.engine.runtime import autocast
 from trady.engine.trainer import evaluate, learning_rate_at
 from trady.planner import Plan, calibrate, make_plan
 from trady.planner.files import write_atomically
+from trady.planner.ledger import BatchedLedger
 from trady.planner.models import Batch, call_model, fit_head, replace_head
 from trady.planner.options import DType, OptimizerKind, Strategy
 from trady.planner.priorities import Priorities
@@ -306,7 +307,7 @@ def _scheme(cell: Cell, model: nn.Module) -> dict[str, Any]:
 def _without_draws(plan: Plan) -> Plan:
     """The same plan with nothing drawn: what always trains is left."""
     none = (0,) * len(plan.counts)
-    return plan.model_copy(update={"counts": none, "ledger": plan.table.ledger(none)})
+    return plan.model_copy(update={"counts": none, "ledger": BatchedLedger(plan.table).of(none)})
 
 
 @cache

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from trady.planner.costs import AllocationMeter, peak_of
 from trady.planner.errors import TradyError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.models import Batch, call_model, cross_entropy, input_tensors, map_tensors, set_training_mode
 from trady.planner.options import MemoryFormat, NormMode
 from trady.planner.plan import Plan
@@ -301,7 +302,7 @@ def make_plans(
 
 def dense_update_bytes(plan: Plan) -> int:
     """Stored inputs and weight gradients when all channels of all layers train."""
-    lines = plan.table.ledger([layer.in_channels for layer in plan.table.layers]).lines
+    lines = BatchedLedger(plan.table).of([layer.in_channels for layer in plan.table.layers]).lines
     return lines.saved_activations + lines.gradients
 
 

@@ -32,6 +32,7 @@ from zoo_steps import planned_step
 from trady.engine.runtime import saved_tensors, storage_bytes
 from trady.planner.costs import build_cost_table
 from trady.planner.errors import TracingError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.models import (
     call_model,
     input_tensors,
@@ -233,7 +234,7 @@ def planned(model: nn.Module, inputs: Any) -> dict[str, Any]:
     values = [layer.norm_sum for layer in uniform_priorities(traced).layers]
     table = build_cost_table(traced, traced.layers, optimizer=OptimizerKind.SGD)
     moments.append(time.perf_counter())
-    selection = solve(table, values, Limits(BUDGET_BYTES, Scope.UPDATE))
+    selection = solve(BatchedLedger(table), values, Limits(BUDGET_BYTES, Scope.UPDATE))
     return {
         "layers": len(traced.layers),
         "unaccounted": sorted(traced.unaccounted),

@@ -32,7 +32,7 @@ from trady.engine.runtime import (
     prepare_model,
 )
 from trady.planner.errors import EngineError
-from trady.planner.ledger import Ledger
+from trady.planner.ledger import BatchedLedger, Ledger
 from trady.planner.models import Batch, Inputs, LossFunction
 from trady.planner.options import NormMode, Strategy
 from trady.planner.plan import Plan
@@ -82,6 +82,7 @@ class Engine(nn.Module):
         prepare_model(model, plan)
         self.model = model
         self.plan, self.seed = plan, seed
+        self._costs = BatchedLedger(plan.table)
         self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._always_trained = always_trained_names(model, plan)
         self._norms = norms_with_statistics(model) if plan.settings.norm is NormMode.FROZEN else []
@@ -96,7 +97,7 @@ class Engine(nn.Module):
         self._notices = Notices()
         self._guard = BatchGuard(strict)
         self.channels = ChannelDraw(0, {})
-        self._take(draw(plan, 0, seed=seed))
+        self._take(draw(plan, 0, seed=seed, ledger=self._costs))
 
     @classmethod
     def attach(
@@ -135,7 +136,7 @@ class Engine(nn.Module):
     @property
     def ledger(self) -> Ledger:
         """Planned lines and scopes of a step with the channels drawn now."""
-        return self.channels.ledger(self.plan.table)
+        return self.channels.ledger(self._costs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward; lean while gradients are recorded."""
@@ -264,7 +265,7 @@ class Engine(nn.Module):
         self._follower.check_held([compact for _, compact in self._slices.named_parameters()])
         norms, notes = self._norms_to_draw_by(batches, loss)
         before = self.channels
-        drawn = draw(self.plan, epoch, seed=self.seed, observed=norms)
+        drawn = draw(self.plan, epoch, seed=self.seed, observed=norms, ledger=self._costs)
         if _in_order(drawn) != _in_order(before):
             self._follower.check_before_draw(self.named_parameters())
             notes = [*notes, *self._take(drawn)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trady.planner.ledger import SCOPE_LINES, Bytes
+from trady.planner.ledger import SCOPE_LINES, BatchedLedger, Bytes
 from trady.planner.plan import Plan
 from trady.planner.sampling import ChannelDraws
 from trady.simulator.streaming_statistics import Values
@@ -13,11 +13,12 @@ class Costs:
 
     Args:
         plan: The plan.
+        ledger: Of its table.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, ledger: BatchedLedger) -> None:
         self._scope = plan.settings.scope
-        self._lines = plan.table.line_model
+        self._lines = ledger
         layers, groups = plan.table.layers, len(plan.table.groups)
         self._sizes = np.array([layer.in_channels for layer in layers], dtype=np.int64)
         self._weight_elements = np.array([layer.weight_elements for layer in layers], dtype=np.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from trady.planner.errors import PlanError
-from trady.planner.ledger import Lines
+from trady.planner.ledger import BatchedLedger, Lines
 from trady.planner.options import Strategy
 from trady.planner.parallel import in_processes
 from trady.planner.plan import Plan
@@ -107,10 +107,11 @@ class _Chunk:
 
 
 def _replay(plan: Plan, gradients: Gradients, epochs: int, seeds: Sequence[int]) -> _Chunk:
-    follower, costs = Follower(plan, gradients, len(seeds)), Costs(plan)
+    ledger = BatchedLedger(plan.table)
+    follower, costs = Follower(plan, gradients, len(seeds)), Costs(plan, ledger)
     counts = np.zeros(len(plan.table.layers))
     rows, squares = [], []
-    for draws in _draws(plan, follower, epochs, seeds):
+    for draws in _draws(plan, ledger, follower, epochs, seeds):
         rows.append(follower.add(draws.epoch, draws) | costs.of(draws))
         counts += draws.counts.sum(axis=0)
         found = follower.path.layer_squares
@@ -119,14 +120,16 @@ def _replay(plan: Plan, gradients: Gradients, epochs: int, seeds: Sequence[int])
     return _Chunk(values, counts, np.array(squares))
 
 
-def _draws(plan: Plan, follower: Follower, epochs: int, seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+def _draws(
+    plan: Plan, ledger: BatchedLedger, follower: Follower, epochs: int, seeds: Sequence[int]
+) -> Iterator[ChannelDraws]:
     """The draws of every epoch; static ones are made once, and so are those by norms that never change."""
     rule = STRATEGIES[plan.strategy.name]
     same = not rule.dynamic or (rule.draw is DrawRule.LARGEST_RGN and follower.path.constant)
     if rule.draw is DrawRule.FIXED_COUNTS:
-        yield from draw_epochs(plan, range(epochs), seeds)
+        yield from draw_epochs(plan, range(epochs), seeds, ledger=ledger)
         return
-    first = draw_runs(plan, 0, seeds)
+    first = draw_runs(plan, 0, seeds, ledger=ledger)
     yield first
     if same:
         yield from (replace(first, epoch=epoch) for epoch in range(1, epochs))
@@ -142,7 +145,7 @@ def _draws(plan: Plan, follower: Follower, epochs: int, seeds: Sequence[int]) ->
         elif rule.draw is DrawRule.LARGEST_RGN:  # a dense pass before each draw, as the engine makes it
             follower.path.go_to(epoch)
             observed = {index: norms[None, :] for index, norms in enumerate(follower.path.norms)}
-        draws = draw_runs(plan, epoch, seeds, observed=observed)
+        draws = draw_runs(plan, epoch, seeds, observed=observed, ledger=ledger)
         yield draws
 
 

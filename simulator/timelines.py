@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from trady.planner.errors import PlanError
-from trady.planner.ledger import PEAK_LINES, CostTable, Moment, MomentKind, with_margin
+from trady.planner.ledger import PEAK_LINES, BatchedLedger, CostTable, Moment, MomentKind, active_bits, with_margin
 from trady.planner.plan import Plan
 from trady.planner.sampling import ChannelDraws, draw_runs
 
@@ -118,13 +118,13 @@ class _Splitter:
     """Tells by line what lives at each moment of a step with the channels drawn."""
 
     def __init__(self, table: CostTable, draws: ChannelDraws) -> None:
-        self._table, self._draws = table, draws
+        self._table, self._draws, self._ledger = table, draws, BatchedLedger(table)
         self._counts, self._stored = draws.counts[0].tolist(), draws.stored[0].tolist()
-        self._active = table.active_bits(self._counts)
+        self._active = active_bits(self._counts)
         self._lasting = self._lasting_lines()
 
     def moments(self) -> Iterator[LiveMoment]:
-        model = self._table.peak_model
+        model = self._ledger.peak_model
         values = model.values(self._draws.counts, self._draws.stored)[0].tolist()
         for moment, num_bytes in zip(model.moments, values, strict=True):
             always_comes = moment.when is None and moment.slice is None
@@ -141,10 +141,10 @@ class _Splitter:
     def _lasting_lines(self) -> dict[str, int]:
         """Lines that live all through the step; of what always trains the optimizer state and the drawn biases."""
         drawn = self._draws.counts, self._draws.stored, self._draws.indexed
-        lines = self._table.line_model.lines(*drawn)
+        lines = self._ledger.lines(*drawn)
         names = ("weights", "inputs", "optimizer_state", "active_weights", "draw_index")
         found = {name: int(lines[name][0]) for name in names}
-        found["always_trained"] = int(self._table.line_model.lasting_bytes(*drawn)[0]) - sum(found.values())
+        found["always_trained"] = int(self._ledger.lasting_bytes(*drawn)[0]) - sum(found.values())
         return found
 
     def _split(self, moment: Moment, num_bytes: int) -> dict[str, int]:
@@ -163,12 +163,12 @@ class _Splitter:
         return sum(
             num_bytes
             for (of_line, upstream), num_bytes in moment.lines.items()
-            if of_line == line and self._table.is_trained(upstream, self._active)
+            if of_line == line and self._table.upstreams[upstream].is_trained(self._active)
         )
 
     def _stored_bytes(self, group: int, position: int) -> int:
         """Stored channels of one tensor of an input group; nothing where it is kept anyway."""
         tensor = self._table.groups[group].inputs[position]
-        if tensor.kept_by is not None and self._table.is_trained(tensor.kept_by, self._active):
+        if tensor.kept_by is not None and self._table.upstreams[tensor.kept_by].is_trained(self._active):
             return 0
         return int(self._stored[group]) * tensor.channel_bytes

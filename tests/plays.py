@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from trady.planner.ledger import active_bits
 from trady.planner.ledger.cost_table import CostTable
 
 
@@ -16,13 +17,13 @@ class Play:
 
     def __init__(self, table: CostTable, counts: Sequence[int]) -> None:
         self.table, self.counts, self.live = table, counts, dict[Any, int]()
-        self.active = table.active_bits(counts)
+        self.active = active_bits(counts)
         self.most = 0
         self.moments: list[Counter[str]] = []
         self.kept: dict[int, str] = {}
 
     def trains(self, upstream: int) -> bool:
-        return self.table.is_trained(upstream, self.active)
+        return self.table.upstreams[upstream].is_trained(self.active)
 
     def moment(self, workspace: int = 0) -> None:
         lines = Counter({"workspace": workspace})
@@ -60,7 +61,7 @@ class Play:
         for group, position in operation.stores:
             tensor = self.table.groups[group].inputs[position]
             if tensor.kept_by is None or not self.trains(tensor.kept_by):
-                most = self.table.group_counts(self.counts).get(group, 0)
+                most = max(n for layer, n in zip(self.table.layers, self.counts, strict=True) if layer.group == group)
                 self.live["stored", group, position] = most * tensor.channel_bytes
         self.moment(operation.workspace)
         is_recorded = operation.recorded_when is not None and self.trains(operation.recorded_when)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import (
     BackwardCosts,
     GradientBytes,
@@ -203,7 +204,7 @@ def plan_of(
         ),
         solver=SolverRecord(status="drawn", value=0.5, bound=1.0, gap=0.5, horizon=4.0, ortools_version=""),
         counts=tuple(counts or (0,) * len(table.layers)),
-        ledger=table.ledger(counts or (0,) * len(table.layers)),
+        ledger=BatchedLedger(table).of(counts or (0,) * len(table.layers)),
         norms=tuple(norms or (1.0,) * len(table.layers)),
         table=table,
         not_drawn={},
@@ -211,7 +212,7 @@ def plan_of(
         notes=(),
     )
     first = draw(draft, 0)
-    return draft.model_copy(update={"counts": first.counts(table), "ledger": first.ledger(table)})
+    return draft.model_copy(update={"counts": first.counts(table), "ledger": first.ledger(BatchedLedger(table))})
 
 
 @st.composite
@@ -298,3 +299,20 @@ def peak_tables(draw: st.DrawFn, max_layers: int = 3, max_channels: int = 4) -> 
         "always_trained_bytes": table.always_trained_bytes + sum(found.always_gradients for found in operations),
     }
     return CostTable(**content)
+
+
+def scope_bytes(table: CostTable, counts: Sequence[int], scope: Scope) -> int:
+    """Bytes that a budget of a scope is held against, in one run."""
+    return BatchedLedger(table).of(counts).scopes.of(scope)
+
+
+def backward_macs(table: CostTable, counts: Sequence[int]) -> int:
+    """Multiply-adds of one run's backward pass."""
+    costs = BatchedLedger(table)
+    return int(costs.backward_macs(costs.one_run(counts))[0])
+
+
+def lasting_bytes(table: CostTable, counts: Sequence[int]) -> int:
+    """What lives all through one run's step."""
+    costs = BatchedLedger(table)
+    return int(costs.lasting_bytes(costs.one_run(counts))[0])

@@ -7,7 +7,7 @@ from typing import Any
 from trady.engine.runtime.contract import PlannedModel
 from trady.planner.costs import build_cost_table
 from trady.planner.errors import EngineError, TradyError
-from trady.planner.ledger import Ledger
+from trady.planner.ledger import BatchedLedger, Ledger
 from trady.planner.models import Inputs, LossFunction, batch_size_of, input_tensors
 from trady.planner.tracing import trace
 from trady.planner.units import format_bytes
@@ -48,7 +48,7 @@ class BatchGuard:
 
 
 def _told_of(engine: PlannedModel, found: int, planned: int, inputs: Any) -> str:
-    scopes = engine.channels.ledger(engine.plan.table).scopes
+    scopes = engine.ledger.scopes
     try:
         larger = ledger_at(engine, _as_inputs(*inputs)).scopes
         there = f"takes update {format_bytes(larger.update)}, training {format_bytes(larger.training)}"
@@ -91,7 +91,7 @@ def ledger_at(engine: PlannedModel, inputs: Inputs, targets: Any = None, loss: L
         )
     layers = [layer for layer in traced.layers if layer.name in known]
     table = build_cost_table(traced, layers, optimizer=settings.optimizer, train_bias=settings.train_bias)
-    return engine.channels.ledger(table)
+    return engine.channels.ledger(BatchedLedger(table))
 
 
 def _as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trady.engine.optim import SliceGeometry, SliceMove
 from trady.engine.runtime.redirection import DrawnGroup, DrawnLayer, Redirections, StorageNotes
 from trady.planner.errors import EngineError
-from trady.planner.ledger import CostTable, LayerCosts, Ledger
+from trady.planner.ledger import CostTable, LayerCosts, Ledger, active_bits
 from trady.planner.sampling import ChannelDraw
 from trady.planner.units import format_bytes
 
@@ -214,7 +214,7 @@ class DrawnSlices:
 
     def _groups(self, model: nn.Module, drawn: ChannelDraw) -> dict[int, DrawnGroup]:
         """Each drawn input group with its index and whether its inputs are kept anyway."""
-        active = self._table.active_bits(drawn.counts(self._table))
+        active = active_bits(drawn.counts(self._table))
         groups = {}
         for number, members in drawn.by_group(self._table).items():
             first = next(layer for layer in self._table.layers if layer.name in members)
@@ -223,7 +223,7 @@ class DrawnSlices:
                 name: torch.as_tensor(channels, dtype=torch.int32, device=device) for name, channels in members.items()
             }
             kept = tuple(
-                tensor.kept_by is not None and self._table.is_trained(tensor.kept_by, active)
+                tensor.kept_by is not None and self._table.upstreams[tensor.kept_by].is_trained(active)
                 for tensor in self._table.groups[number].inputs
             )
             longest = max(indices.values(), key=len)

@@ -5,7 +5,7 @@ from typing import Final
 
 from trady.planner.costs.step_memory import StepMemory
 from trady.planner.errors import TracingError
-from trady.planner.ledger import CostTable
+from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.tracing import Trace
 
 #: Operations measured between two looks at the table.
@@ -41,7 +41,11 @@ class RefinedTable:
     def __init__(self, traced: Trace, build: Callable[[StepMemory | None], CostTable], *, measure: bool) -> None:
         self._build = build
         self._memory, self.note = memory_of_step(traced, measure=measure)
-        self.table = build(self._memory)
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.table = self._build(self._memory)
+        self.ledger = BatchedLedger(self.table)
 
     def refine(self, counts: Sequence[int]) -> bool:
         """Measure until nothing at the worst moment of these counts is a bound; whether anything was measured."""
@@ -49,7 +53,7 @@ class RefinedTable:
         while places := self._unmeasured(counts):
             assert self._memory is not None
             self._memory = self._memory.measured(places)
-            self.table = self._build(self._memory)
+            self._rebuild()
             changed = True
         return changed
 
@@ -58,18 +62,18 @@ class RefinedTable:
         if self._memory is None:
             return
         known = self._memory.workspaces.forward if self._memory.workspaces is not None else {}
-        binding = {moment.operation for moment in self.table.peak_model.binding(budget_bytes)}
+        binding = {moment.operation for moment in self.ledger.peak_model.binding(budget_bytes)}
         places = [place for place in sorted(binding) if place >= 0 and place not in known]
         self._memory = self._memory.measured(place for place in places if self._memory.is_bounded(place))
-        self.table = self._build(self._memory)
+        self._rebuild()
 
     def _unmeasured(self, counts: Sequence[int]) -> list[int]:
         """Operations with bounds at moments as bad as the worst measured one, the worst first; few at a time."""
         if self._memory is None or self._memory.workspaces is None:
             return []
         known = self._memory.workspaces.forward
-        model = self.table.peak_model
-        values = model.values(self.table.line_model.one_run(counts))[0]
+        model = self.ledger.peak_model
+        values = model.values(self.ledger.one_run(counts))[0]
         places: dict[int, None] = {}
         for row in values.argsort(kind="stable")[::-1][: 4 * _AT_ONCE].tolist():
             moment = model.moments[row]

@@ -1,4 +1,5 @@
-from .batched_ledger import Bytes as Bytes
+from .batched_ledger import BatchedLedger as BatchedLedger
+from .batched_lines import Bytes as Bytes
 from .cost_records import FORWARD_CONVOLUTIONS as FORWARD_CONVOLUTIONS
 from .cost_records import INDEX_BYTES as INDEX_BYTES
 from .cost_records import SLICE_BLOCK as SLICE_BLOCK
@@ -12,6 +13,7 @@ from .cost_records import LayerKind as LayerKind
 from .cost_records import OperationCosts as OperationCosts
 from .cost_records import SliceCosts as SliceCosts
 from .cost_records import Upstream as Upstream
+from .cost_records import active_bits as active_bits
 from .cost_rules import ChannelCost as ChannelCost
 from .cost_rules import attention_macs as attention_macs
 from .cost_rules import conv_channel_cost as conv_channel_cost
@@ -20,14 +22,15 @@ from .cost_rules import gradient_norm_per_cost as gradient_norm_per_cost
 from .cost_rules import linear_channel_cost as linear_channel_cost
 from .cost_rules import matmul_macs as matmul_macs
 from .cost_rules import transposed_conv_channel_cost as transposed_conv_channel_cost
-from .cost_table import PEAK_LINES as PEAK_LINES
-from .cost_table import SCOPE_LINES as SCOPE_LINES
-from .cost_table import TRAINING_LINES as TRAINING_LINES
-from .cost_table import UPDATE_LINES as UPDATE_LINES
 from .cost_table import CostTable as CostTable
-from .cost_table import Ledger as Ledger
-from .cost_table import Lines as Lines
+from .lines import PEAK_LINES as PEAK_LINES
+from .lines import SCOPE_LINES as SCOPE_LINES
+from .lines import TRAINING_LINES as TRAINING_LINES
+from .lines import UPDATE_LINES as UPDATE_LINES
+from .lines import Ledger as Ledger
+from .lines import Lines as Lines
 from .peak import MARGIN_PERCENT as MARGIN_PERCENT
+from .peak import PeakModel as PeakModel
 from .peak import with_margin as with_margin
 from .step_timeline import Moment as Moment
 from .step_timeline import MomentKind as MomentKind

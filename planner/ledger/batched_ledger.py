@@ -1,166 +1,61 @@
-"""The ledger's lines of many runs at once: a cost table as matrices. No torch."""
+"""The whole ledger of a cost table, for one run or many at once. No torch."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trady.planner.ledger.cost_records import INDEX_BYTES
+from trady.planner.ledger.batched_lines import BatchedLines, Bytes
+from trady.planner.ledger.lines import SCOPE_LINES, Ledger, Lines
+from trady.planner.ledger.peak import PeakModel
 from trady.planner.options import Scope
 
-if TYPE_CHECKING:
-    from trady.planner.ledger.cost_table import CostTable
 
-Bytes: TypeAlias = NDArray[np.int64]
-
-
-class LineModel:
-    """What every line of the ledger comes to, for any number of channel counts at once.
-
-    Amounts are summed in float64, exact up to 9 PB.
+class BatchedLedger(BatchedLines):
+    """Every line and every scope, for any number of channel counts at once.
 
     Args:
         table: Costs.
     """
 
-    def __init__(self, table: "CostTable") -> None:
-        self._table = table
-        layers, upstreams = table.layers, table.upstreams
-        self.group_of = np.array([layer.group for layer in layers], dtype=np.int64)
-        self._by_group = np.argsort(self.group_of, kind="stable")
-        self._first_of_group = np.searchsorted(self.group_of[self._by_group], np.arange(len(table.groups)))
-        self._members = np.array(
-            [[float(found.bits >> index & 1) for found in upstreams] for index in range(len(layers))], dtype=np.float32
-        ).reshape(len(layers), len(upstreams))
-        self._always = np.array([found.always for found in upstreams], dtype=bool)
-        self._kept = {line: self._kept_by_upstream(line) for line in ("residuals", "always_trained")}
-        inputs = [(group, tensor) for group, found in enumerate(table.groups) for tensor in found.inputs]
-        self._prices = np.zeros((len(inputs), len(table.groups)))
-        for place, (group, tensor) in enumerate(inputs):
-            self._prices[place, group] = tensor.channel_bytes
-        self._kept_by = np.array([-1 if tensor.kept_by is None else tensor.kept_by for _, tensor in inputs], np.int64)
-
-    def _kept_by_upstream(self, line: str) -> NDArray[np.float64]:
-        kept = np.zeros(len(self._table.upstreams))
-        for (of_line, upstream), num_bytes in self._table.kept_terms.items():
-            if of_line == line:
-                kept[upstream] += num_bytes
-        return kept
-
-    @staticmethod
-    def one_run(amounts: Sequence[int]) -> Bytes:
-        """Amounts of one run as ``[1, amounts]``."""
-        return np.asarray(amounts, dtype=np.int64)[None, :]
-
     @cached_property
-    def has_fixed_prices(self) -> bool:
-        """Whether a stored channel costs the same whatever else trains."""
-        by = self._kept_by[self._kept_by >= 0]
-        return bool(self._always[by].all())
-
-    def trained(self, counts: Bytes) -> NDArray[np.bool_]:
-        """Whether anything of each upstream trains: ``[runs, upstreams]`` from counts ``[runs, layers]``."""
-        return self._always | ((counts > 0).astype(np.float32) @ self._members > 0)
-
-    def is_stored(self, trained: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether each input of the groups is stored by channel, for nothing keeps it whole: ``[runs, inputs]``."""
-        nothing = np.zeros((len(trained), 1), dtype=bool)  # stands last, where -1 points
-        is_stored: NDArray[np.bool_] = ~np.concatenate([trained, nothing], axis=1)[:, self._kept_by]
-        return is_stored
-
-    def stored_prices(self, trained: NDArray[np.bool_]) -> Bytes:
-        """Bytes one channel of each input group stores: ``[runs, groups]``."""
-        return _whole(self.is_stored(trained).astype(np.float64) @ self._prices)
-
-    def most_of_groups(self, counts: Bytes) -> Bytes:
-        """Channels stored per input group by nested draws, the most any member draws: ``[runs, groups]``."""
-        found: Bytes = np.maximum.reduceat(counts[:, self._by_group], self._first_of_group, axis=1)
-        return found
-
-    def sums_of_groups(self, counts: Bytes) -> Bytes:
-        """Channels of all members of each input group together: ``[runs, groups]``."""
-        found: Bytes = np.add.reduceat(counts[:, self._by_group], self._first_of_group, axis=1)
-        return found
-
-    def lines(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> Mapping[str, Bytes]:
-        """Bytes of every line but the workspace, ``[runs]`` each.
-
-        Args:
-            counts: Channels drawn, ``[runs, layers]``.
-            stored: Channels stored, ``[runs, groups]``; by default the draws are nested.
-            indexed: Indices kept, ``[runs, groups]``; by default one for each stored channel.
-        """
-        table, trained = self._table, self.trained(counts)
-        drawn = self.most_of_groups(counts) if stored is None else stored
-        opened = counts > 0
-        return {
-            "gradients": counts @ self._of_layers("gradient_bytes"),
-            "saved_activations": (drawn * self.stored_prices(trained)).sum(axis=1),
-            "optimizer_state": counts @ self._of_layers("optimizer_bytes")
-            + opened @ self._of_layers("optimizer_tensor_bytes"),
-            "draw_index": (drawn if indexed is None else indexed).sum(axis=1) * INDEX_BYTES,
-            "active_weights": counts @ self._of_layers("active_weight_bytes"),
-            "always_trained": table.always_trained_bytes
-            + _whole(trained @ self._kept["always_trained"])
-            + opened @ self._of_layers("bias_bytes"),
-            "residuals": _whole(trained @ self._kept["residuals"]),
-            "weights": np.full(len(counts), table.weight_bytes, dtype=np.int64),
-            "inputs": np.full(len(counts), table.input_bytes, dtype=np.int64),
-        }
+    def peak_model(self) -> PeakModel:
+        """Every moment of the step; only of a table that knows lifetimes."""
+        return PeakModel(self)
 
     def all_lines(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> dict[str, Bytes]:
-        """The same and, where the peak is known, the workspace, with which the lines add up to it."""
+        """:meth:`lines` and, where the peak is known, the workspace, with which the lines add up to it."""
         lines = dict(self.lines(counts, stored, indexed))
-        if self._table.gradient_storages is not None:
+        if self.table.gradient_storages is not None:
             rest = sum(lines.values(), start=np.zeros(len(counts), dtype=np.int64))
-            lines["workspace"] = self._table.peak_model.peaks(counts, stored, indexed) - rest
+            lines["workspace"] = self.peak_model.peaks(counts, stored, indexed) - rest
         return lines
 
     def scope_bytes(
         self, counts: Bytes, scope: Scope, stored: Bytes | None = None, indexed: Bytes | None = None
     ) -> Bytes:
         """Bytes the budget of a scope is held against, ``[runs]``."""
-        from trady.planner.ledger.cost_table import SCOPE_LINES
-
         if scope is Scope.PEAK:
-            return self._table.peak_model.peaks(counts, stored, indexed)
+            return self.peak_model.peaks(counts, stored, indexed)
         lines = self.lines(counts, stored, indexed)
-        names = SCOPE_LINES[scope]
-        return sum((lines[name] for name in names), start=np.zeros(len(counts), dtype=np.int64))
+        return sum((lines[name] for name in SCOPE_LINES[scope]), start=np.zeros(len(counts), dtype=np.int64))
 
-    def lasting_bytes(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> Bytes:
-        """What lives all through the step, ``[runs]``: weights, the batch, slices, indices, optimizer state, biases."""
-        drawn = self.most_of_groups(counts) if stored is None else stored
-        indices = (drawn if indexed is None else indexed).sum(axis=1)
-        channels = self._of_layers("active_weight_bytes") + self._of_layers("optimizer_bytes")
-        once = self._of_layers("optimizer_tensor_bytes") + self._of_layers("bias_bytes")
-        always = self._table.lasting_always_bytes
-        found: Bytes = always + counts @ channels + (counts > 0) @ once + INDEX_BYTES * indices
-        return found
+    def of(
+        self,
+        counts: Sequence[int],
+        stored: Mapping[int, int] | None = None,
+        indexed: Mapping[int, int] | None = None,
+    ) -> Ledger:
+        """The ledger of one run in which ``counts[i]`` channels of layer ``i`` are drawn.
 
-    def weight_grad_macs(self, counts: Bytes) -> Bytes:
-        """Multiply-adds of the drawn weight gradients, ``[runs]``."""
-        macs: Bytes = counts @ self._of_layers("weight_grad_macs")
-        return macs
+        Args:
+            counts: Channels per layer.
+            stored: Channels stored per input group; by default the draws are nested, so the most any member draws.
+            indexed: Indices kept per input group; by default one for each stored channel.
+        """
+        kept = (None if given is None else self._group_row(given) for given in (stored, indexed))
+        lines = self.all_lines(self.one_run(counts), *kept)
+        return Ledger.of(Lines(**{name: int(amounts[0]) for name, amounts in lines.items()}))
 
-    def backward_macs(self, counts: Bytes) -> Bytes:
-        """The same and the gradients that lead to them, ``[runs]``."""
-        towards = np.zeros(len(self._table.upstreams))
-        for upstream, macs in self._table.gradient_terms.items():
-            towards[upstream] += macs
-        return _whole(self.trained(counts) @ towards) + self.weight_grad_macs(counts)
-
-    def _of_layers(self, name: str) -> Bytes:
-        if name not in self._columns:
-            self._columns[name] = np.array([getattr(layer, name) for layer in self._table.layers], dtype=np.int64)
-        return self._columns[name]
-
-    @cached_property
-    def _columns(self) -> dict[str, Bytes]:
-        return {}
-
-
-def _whole(amounts: NDArray[np.float64]) -> Bytes:
-    return np.rint(amounts).astype(np.int64)
+    def _group_row(self, amounts: Mapping[int, int]) -> Bytes:
+        return self.one_run([amounts.get(group, 0) for group in range(len(self.table.groups))])

@@ -1,5 +1,6 @@
 """What a cost table is made of: layers, input groups, kept memory, operations. No torch."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
@@ -47,6 +48,10 @@ class Upstream(Record):
             bits |= (1 << last + 1) - (1 << first)
         return bits
 
+    def is_trained(self, active: int) -> bool:
+        """Whether anything of it trains when the layers of a bit set do."""
+        return self.always or bool(self.bits & active)
+
     @classmethod
     def from_bits(cls, bits: int, always: bool) -> "Upstream":
         """Ranges of the set bits."""
@@ -58,6 +63,11 @@ class Upstream(Record):
                 else:
                     ranges.append((index, index))
         return cls(always=always, layers=tuple(ranges))
+
+
+def active_bits(counts: Sequence[int]) -> int:
+    """Bit set of the layers with channels drawn."""
+    return sum(1 << index for index, count in enumerate(counts) if count)
 
 
 class LayerCosts(Record):

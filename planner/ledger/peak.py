@@ -7,9 +7,8 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.ledger.batched_ledger import Bytes
+from trady.planner.ledger.batched_lines import BatchedLines, Bytes
 from trady.planner.ledger.cost_records import SLICE_BLOCK
-from trady.planner.ledger.cost_table import CostTable
 from trady.planner.ledger.step_timeline import Moment, MomentKind, Sweep
 
 #: What lives at a moment is taken for so many percent more: scalars, kernels of other threads, masks of odd sizes.
@@ -59,11 +58,12 @@ class PeakModel:
     """All moments of a cost table as matrices, to evaluate many choices fast.
 
     Args:
-        table: A table with lifetimes.
+        lines: Of a table with lifetimes.
     """
 
-    def __init__(self, table: CostTable) -> None:
-        self.table = table
+    def __init__(self, lines: BatchedLines) -> None:
+        self.lines, self.table = lines, lines.table
+        table = lines.table
         self.moments = tuple(Sweep(table).moments())
         self._stores = [
             (group, position) for group, found in enumerate(table.groups) for position in range(len(found.inputs))
@@ -102,10 +102,9 @@ class PeakModel:
         Returns:
             ``[runs, moments]``.
         """
-        lines = self.table.line_model
-        trained = lines.trained(counts)
-        drawn = lines.most_of_groups(counts) if stored is None else stored
-        stores = drawn[:, self._group_of_store] * lines.is_stored(trained)
+        trained = self.lines.trained(counts)
+        drawn = self.lines.most_of_groups(counts) if stored is None else stored
+        stores = drawn[:, self._group_of_store] * self.lines.is_stored(trained)
         parts = zip((trained, stores, counts), self._amounts, strict=True)
         moving = sum((amounts.astype(np.float64) @ of_moments for amounts, of_moments in parts), start=0.0)
         values: Bytes = self.fixed + np.rint(moving).astype(np.int64)
@@ -120,7 +119,7 @@ class PeakModel:
             layers: Layer of each run.
             counts: Channels it had, ``[runs]``.
             groups: Input group that stores one more, ``[runs]``; -1 where none does.
-            is_stored: What :meth:`LineModel.is_stored` says, ``[runs, inputs]``.
+            is_stored: What :meth:`BatchedLines.is_stored` says, ``[runs, inputs]``.
         """
         growth = self._channel_growth[layers] + self._slices.growth(layers, counts, len(self.moments))
         pays = np.pad(is_stored, ((0, 0), (0, 1)))
@@ -168,7 +167,7 @@ class PeakModel:
             indexed: Indices kept, ``[runs, groups]``; by default one for each stored channel.
         """
         most = self.values(counts, stored).max(axis=1, initial=0)
-        peaks: Bytes = self.table.line_model.lasting_bytes(counts, stored, indexed) + with_margin(most)
+        peaks: Bytes = self.lines.lasting_bytes(counts, stored, indexed) + with_margin(most)
         return peaks
 
     def inference_bytes(self) -> int:
@@ -183,7 +182,7 @@ class PeakModel:
         most = self.fixed + self.kept.sum(axis=1) + stored + self.channels @ np.array(everything, dtype=np.int64)
         for row, work in self._slices.works:
             most[row] += work.line(everything[work.layer]) + work.highest_base - work.base
-        most = with_margin(most) + self.table.lasting_bytes(everything)
+        most = with_margin(most) + int(self.lines.lasting_bytes(self.lines.one_run(everything))[0])
         rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
         return [self.moments[row] for row in _undominated(rows, self._comparable(), self._conditions())]
 

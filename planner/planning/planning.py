@@ -210,7 +210,7 @@ def make_plan(
         priorities=_priority_record(priorities),
         solver=chosen.solver,
         counts=chosen.counts,
-        ledger=tables.table.ledger(chosen.counts),
+        ledger=tables.ledger.of(chosen.counts),
         norms=tuple(_short(layer.channel_norms) for layer in found),
         table=tables.table,
         not_drawn=traced.not_drawn,

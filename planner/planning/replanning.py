@@ -5,7 +5,7 @@ from math import fsum
 from typing import Final
 
 from trady.planner.errors import StrategyError
-from trady.planner.ledger import FORWARD_CONVOLUTIONS
+from trady.planner.ledger import FORWARD_CONVOLUTIONS, BatchedLedger
 from trady.planner.options import Strategy, choose
 from trady.planner.plan import NOT_SOLVED, Plan, StrategyRecord
 from trady.planner.planning.requests import Request, no_layer_fits
@@ -62,15 +62,16 @@ def with_first_draw(plan: Plan) -> Plan:
     Raises:
         BudgetError: Nothing fits.
     """
-    first = draw(plan, 0)
+    costs = BatchedLedger(plan.table)
+    first = draw(plan, 0, ledger=costs)
     counts = first.counts(plan.table)
     if not any(counts):
-        _refuse(plan)
+        raise no_layer_fits(costs, _request(plan), plan.strategy.eligible)
     dynamic = STRATEGIES[plan.strategy.name].dynamic
     horizon = min(DEFAULT_HORIZON, float(plan.settings.epochs)) if dynamic else 1.0
     reached = fsum(covered_shares(plan.layer_values, plan.table, counts, horizon))
     solver = plan.solver.model_copy(update={"value": reached, "horizon": horizon})
-    return plan.model_copy(update={"counts": counts, "ledger": first.ledger(plan.table), "solver": solver})
+    return plan.model_copy(update={"counts": counts, "ledger": first.ledger(costs), "solver": solver})
 
 
 def layer_priorities(plan: Plan) -> list[LayerPriority]:
@@ -88,14 +89,15 @@ def layer_priorities(plan: Plan) -> list[LayerPriority]:
 
 
 def _eligible(plan: Plan, rule: LayerRule) -> Sequence[int]:
-    return eligible_layers(rule, plan.table, layer_priorities(plan), plan.settings.budget_bytes)
+    return eligible_layers(rule, BatchedLedger(plan.table), layer_priorities(plan), plan.settings.budget_bytes)
 
 
 def _solved(plan: Plan) -> Plan:
     from trady.planner.planning.selection import solved  # torch and ortools, which the other strategies do not need
 
-    choice = solved(_request(plan), plan.table, layer_priorities(plan))
-    ledger = plan.table.ledger(choice.counts)
+    costs = BatchedLedger(plan.table)
+    choice = solved(_request(plan), costs, layer_priorities(plan))
+    ledger = costs.of(choice.counts)
     update = {"strategy": choice.strategy, "solver": choice.solver, "counts": choice.counts, "ledger": ledger}
     return plan.model_copy(update=update)
 
@@ -115,10 +117,6 @@ def _request(plan: Plan) -> Request:
     )
 
 
-def _refuse(plan: Plan) -> None:
-    raise no_layer_fits(plan.table, _request(plan), plan.strategy.eligible)
-
-
 def _scheme_record(plan: Plan, scheme: Mapping[str, float] | str | None) -> StrategyRecord:
     """A static scheme; its channels are the first of a permutation that is the same whatever the run's seed."""
     table = plan.table
@@ -126,7 +124,7 @@ def _scheme_record(plan: Plan, scheme: Mapping[str, float] | str | None) -> Stra
     if isinstance(scheme, str):
         _check_all_convolutions(plan, len(convolutions))
     counts = scheme_counts(table, scheme_ratios(scheme, convolutions))
-    check_scheme_fits(table, counts, plan.settings.scope, plan.settings.budget_bytes)
+    check_scheme_fits(BatchedLedger(table), counts, plan.settings.scope, plan.settings.budget_bytes)
     eligible = tuple(index for index, count in enumerate(counts) if count)
     channels = {}
     for index in eligible:

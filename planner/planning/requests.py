@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from trady.planner.errors import BudgetError, PlanError, TradyError
-from trady.planner.ledger import CostTable, Ledger
+from trady.planner.ledger import BatchedLedger, CostTable, Ledger
 from trady.planner.options import DType, Inclusion, OptimizerKind, Scope, Strategy
 from trady.planner.sampling import DEFAULT_HORIZON
 from trady.planner.solver import Limits
@@ -102,19 +102,20 @@ class Request:
         return of_solver or self.min_channels > 1 or self.max_backward_macs is not None
 
 
-def cheapest_layer(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> tuple[int, int]:
+def cheapest_layer(ledger: BatchedLedger, request: Request, eligible: Sequence[int] | None = None) -> tuple[int, int]:
     """The layer that trains within the fewest bytes, and those bytes: the smallest budget that trains anything.
 
     Args:
-        table: Costs of the candidate layers.
+        ledger: Costs of the candidate layers.
         request: Scope, and fewest channels of a layer.
         eligible: Indices of the layers to look at; all by default.
     """
+    table = ledger.table
     pool = list(range(len(table.layers))) if eligible is None else list(eligible)
     counts = np.zeros((len(pool), len(table.layers)), dtype=np.int64)
     for row, index in enumerate(pool):
         counts[row, index] = _least_channels(table, request, index)
-    needed = table.line_model.scope_bytes(counts, request.scope)
+    needed = ledger.scope_bytes(counts, request.scope)
     row = int(needed.argmin())
     return pool[row], int(needed[row])
 
@@ -130,20 +131,22 @@ def _least_channels(table: CostTable, request: Request, index: int) -> int:
     return min(request.min_channels, table.layers[index].in_channels)
 
 
-def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | None = None) -> TradyError:
+def no_layer_fits(ledger: BatchedLedger, request: Request, eligible: Sequence[int] | None = None) -> TradyError:
     """The error of a budget that trains nothing: which layer comes cheapest, and what it takes."""
-    cheapest, needed = cheapest_layer(table, request, eligible)
+    table = ledger.table
+    cheapest, needed = cheapest_layer(ledger, request, eligible)
     layer = table.layers[cheapest]
     if needed <= request.budget_bytes:
-        least = min(table.backward_macs(least_counts(table, request, index)) for index in range(len(table.layers)))
+        fewest = np.array([least_counts(table, request, index) for index in range(len(table.layers))])
+        least = int(ledger.backward_macs(fewest).min())
         return PlanError(
             f"No layer fits the budget with --max-backward-macs {request.max_backward_macs}: the shallowest needs "
             f"{least} MACs. Raise --max-backward-macs."
         )
     counts = least_counts(table, request, cheapest)
     if request.scope is Scope.PEAK:
-        return _peak_error(table, request, cheapest, needed)
-    parts = _parts(table.ledger(counts), request.scope)
+        return _peak_error(ledger, request, cheapest, needed)
+    parts = _parts(ledger.of(counts), request.scope)
     channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
     return BudgetError(
         f"Budget {format_bytes(request.budget_bytes)} trains no layer: the cheapest, {layer.name!r}, needs "
@@ -151,9 +154,10 @@ def no_layer_fits(table: CostTable, request: Request, eligible: Sequence[int] | 
     )
 
 
-def _peak_error(table: CostTable, request: Request, cheapest: int, needed: int) -> BudgetError:
+def _peak_error(ledger: BatchedLedger, request: Request, cheapest: int, needed: int) -> BudgetError:
     """A budget of the peak says what a forward pass alone takes: below that nothing but a smaller batch helps."""
-    layer, inference = table.layers[cheapest], table.peak_model.inference_bytes()
+    table, inference = ledger.table, ledger.peak_model.inference_bytes()
+    layer = table.layers[cheapest]
     budget = format_bytes(request.budget_bytes)
     alone = f"Inference alone peaks at {format_bytes(inference)} ({inference} B) at batch size {table.batch_size}"
     if inference > request.budget_bytes:

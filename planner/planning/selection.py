@@ -9,7 +9,7 @@ from torch import nn
 
 from trady.planner.costs import RefinedTable
 from trady.planner.errors import PlanError
-from trady.planner.ledger import CostTable
+from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.options import Inclusion, Scope, Strategy
 from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
 from trady.planner.planning.requests import (
@@ -107,11 +107,11 @@ def check_some_layer_fits(tables: RefinedTable, request: Request) -> None:
     if request.scope is Scope.PEAK and tables.table.gradient_storages is None:
         raise PlanError(f"{tables.note} Use --scope training.")
     while True:
-        cheapest, needed = cheapest_layer(tables.table, request)
+        cheapest, needed = cheapest_layer(tables.ledger, request)
         if needed <= request.budget_bytes:
             return
         if request.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, request, cheapest)):
-            raise no_layer_fits(tables.table, request)
+            raise no_layer_fits(tables.ledger, request)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -151,7 +151,7 @@ def choose_channels(
     table = tables.table
     rule = STRATEGIES[request.strategy]
     if rule.layers is not LayerRule.SCHEME:
-        pool = eligible_layers(rule.layers, table, priorities, request.budget_bytes)
+        pool = eligible_layers(rule.layers, tables.ledger, priorities, request.budget_bytes)
         return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), NOT_SOLVED, (0,) * len(table.layers))
     eligible = tuple(index for index, count in enumerate(static_counts) if count)
     channels = {
@@ -165,20 +165,20 @@ def _solved_exactly(request: Request, tables: RefinedTable, priorities: Sequence
     """Solve; a budget of the peak anew where kernels at the peak of the solution had not been measured."""
     if request.scope is Scope.PEAK:
         tables.refine_within(request.budget_bytes)
-    choice = solved(request, tables.table, priorities)
+    choice = solved(request, tables.ledger, priorities)
     for _ in range(_MOST_ROUNDS):
         if not tables.refine(choice.counts) or request.scope is not Scope.PEAK:
             break
-        choice = solved(request, tables.table, priorities)
+        choice = solved(request, tables.ledger, priorities)
     return choice
 
 
-def solved(request: Request, table: CostTable, priorities: Sequence[LayerPriority]) -> Choice:
+def solved(request: Request, ledger: BatchedLedger, priorities: Sequence[LayerPriority]) -> Choice:
     """The solver's counts under a budget.
 
     Args:
         request: Budget, scope and bounds.
-        table: Costs of the candidate layers.
+        ledger: Costs of the candidate layers.
         priorities: One entry per layer of the table, in its order.
 
     Raises:
@@ -189,12 +189,12 @@ def solved(request: Request, table: CostTable, priorities: Sequence[LayerPriorit
         raise PlanError(NOTHING_OF_WORTH)
     limits = request.limits()
     norms = None if request.inclusion is Inclusion.UNIFORM else [layer.channel_norms for layer in priorities]
-    selection = solve(table, [layer.norm_sum for layer in priorities], limits, norms)
+    selection = solve(ledger, [layer.norm_sum for layer in priorities], limits, norms)
     if selection.status is SolverStatus.INFEASIBLE:
-        raise no_layer_fits(table, request)
+        raise no_layer_fits(ledger, request)
     if selection.status is SolverStatus.UNKNOWN:
         raise PlanError(NOTHING_FOUND)
-    strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(table.layers))))
+    strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(ledger.table.layers))))
     return Choice(strategy, _solver_record(selection, limits.horizon, request.inclusion), selection.counts)
 
 
@@ -218,7 +218,7 @@ def scheme_counts_of(
         return [0] * len(table.layers)
     counts = scheme_counts(table, scheme_ratios(scheme, convolutions))
     tables.refine(counts)
-    check_scheme_fits(tables.table, counts, request.scope, request.budget_bytes)
+    check_scheme_fits(tables.ledger, counts, request.scope, request.budget_bytes)
     return counts
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from math import fsum
 from typing import Any
 
-from trady.planner.ledger import INDEX_BYTES, CostTable
+from trady.planner.ledger import INDEX_BYTES, BatchedLedger, CostTable
 from trady.planner.options import Inclusion
 from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST
@@ -104,9 +104,10 @@ def with_most_bytes(layers: Sequence[ChosenLayer], most: int) -> list[ChosenLaye
 
 def plan_figures(plan: Plan) -> PlanFigures:
     """Derive the figures a report shows. For strategies that draw anew each epoch, those of the first (seed 0)."""
-    table, first = plan.table, draw(plan, 0)
+    table, costs = plan.table, BatchedLedger(plan.table)
+    first = draw(plan, 0, ledger=costs)
     charges = stored_channels(table, first), indexed_channels(table, first)
-    figures = step_figures(table, plan.counts, value_shares(plan), charges)
+    figures = step_figures(costs, plan.counts, value_shares(plan), charges)
     used = plan.ledger.scopes.of(plan.settings.scope)
     dense = table.dense_saved_bytes + table.dense_gradient_bytes + table.dense_optimizer_bytes
     return PlanFigures(
@@ -118,7 +119,7 @@ def plan_figures(plan: Plan) -> PlanFigures:
 
 
 def step_figures(
-    table: CostTable,
+    costs: BatchedLedger,
     counts: Sequence[int],
     shares: Sequence[float],
     charges: tuple[Sequence[int], Sequence[int]] | None = None,
@@ -126,28 +127,32 @@ def step_figures(
     """Derive the figures of channel counts.
 
     Args:
-        table: Costs of the layers.
+        costs: Costs of the layers.
         counts: Channels of each.
         shares: Value of each, as a share of the value of training everything.
         charges: Stored channels and indices that each layer is charged for; by default those of nested draws.
     """
+    table = costs.table
     everything = tuple(layer.in_channels for layer in table.layers)
+    both = costs.one_run(counts), costs.one_run(everything)
     stored, indexed = charges or (nested_channels(table, counts),) * 2
     return StepFigures(
-        layers=_chosen_layers(table, counts, shares, stored, indexed),
+        layers=_chosen_layers(costs, counts, shares, stored, indexed),
         channels=PartOf(sum(counts), sum(everything)),
         activation_elements=PartOf(
             _input_elements(table, stored), _input_elements(table, nested_channels(table, everything))
         ),
         weight_grad_elements=PartOf(_weight_elements(table, counts), _weight_elements(table, everything)),
-        weight_grad_macs=PartOf(table.weight_grad_macs(counts), table.weight_grad_macs(everything)),
-        backward_macs=PartOf(table.backward_macs(counts), table.backward_macs(everything)),
+        weight_grad_macs=PartOf(*(int(costs.weight_grad_macs(run)[0]) for run in both)),
+        backward_macs=PartOf(*(int(costs.backward_macs(run)[0]) for run in both)),
     )
 
 
 def nested_channels(table: CostTable, counts: Sequence[int]) -> tuple[int, ...]:
     """Input channels each layer is charged for where the draws of an input group are nested: its largest pays."""
-    left = table.group_counts(counts)
+    left: dict[int, int] = {}
+    for layer, count in zip(table.layers, counts, strict=True):
+        left[layer.group] = max(left.get(layer.group, 0), count)
     return tuple(
         left.pop(layer.group) if count and left.get(layer.group) == count else 0
         for layer, count in zip(table.layers, counts, strict=True)
@@ -234,10 +239,10 @@ def summary_json(plan: Plan) -> dict[str, Any]:
 
 
 def _chosen_layers(
-    table: CostTable, counts: Sequence[int], shares: Sequence[float], stored: Sequence[int], indexed: Sequence[int]
+    costs: BatchedLedger, counts: Sequence[int], shares: Sequence[float], stored: Sequence[int], indexed: Sequence[int]
 ) -> tuple[ChosenLayer, ...]:
-    active = table.active_bits(counts)
-    rows = zip(table.layers, counts, stored, indexed, shares, strict=True)
+    prices = costs.stored_prices(costs.trained(costs.one_run(counts)))[0].tolist()
+    rows = zip(costs.table.layers, counts, stored, indexed, shares, strict=True)
     return tuple(
         ChosenLayer(
             name=layer.name,
@@ -245,7 +250,7 @@ def _chosen_layers(
             channels=count,
             in_channels=layer.in_channels,
             gradient_bytes=count * layer.gradient_bytes,
-            stored_bytes=charged * table.channel_bytes(layer.group, active),
+            stored_bytes=charged * prices[layer.group],
             optimizer_bytes=count * layer.optimizer_bytes + layer.optimizer_tensor_bytes,
             index_bytes=indices * INDEX_BYTES,
             value_share=share,

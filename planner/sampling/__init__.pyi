@@ -2,6 +2,8 @@ from .coverage import DEFAULT_HORIZON as DEFAULT_HORIZON
 from .coverage import coverage_value as coverage_value
 from .coverage import covered_shares as covered_shares
 from .coverage import waiting_mass as waiting_mass
+from .draws import ChannelDraw as ChannelDraw
+from .draws import ChannelDraws as ChannelDraws
 from .inclusion_probabilities import curve_counts as curve_counts
 from .inclusion_probabilities import expected_norms as expected_norms
 from .philox import Channels as Channels
@@ -12,8 +14,6 @@ from .philox import random_bits as random_bits
 from .philox import unit_interval as unit_interval
 from .plan_files import check_plan as check_plan
 from .plan_files import load_plan as load_plan
-from .schedule import ChannelDraw as ChannelDraw
-from .schedule import ChannelDraws as ChannelDraws
 from .schedule import draw as draw
 from .schedule import draw_epochs as draw_epochs
 from .schedule import draw_runs as draw_runs

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.ledger import INDEX_BYTES, Bytes, CostTable, with_margin
+from trady.planner.ledger import INDEX_BYTES, BatchedLedger, Bytes, with_margin
 from trady.planner.options import Scope
 from trady.planner.sampling.philox import Channels
 
@@ -17,7 +17,7 @@ class Purses:
     budget of the peak every purchase is weighed anew.
 
     Args:
-        table: Costs.
+        ledger: Costs.
         scope: What the budget holds.
         budget_bytes: What there is to spend in each run.
         runs: How many runs.
@@ -25,8 +25,9 @@ class Purses:
             is stored is their union, and each member of a group keeps indices of its own.
     """
 
-    def __init__(self, table: CostTable, scope: Scope, budget_bytes: int, runs: int, *, nested: bool) -> None:
-        self._table, self._lines, self._scope, self._nested = table, table.line_model, scope, nested
+    def __init__(self, ledger: BatchedLedger, scope: Scope, budget_bytes: int, runs: int, *, nested: bool) -> None:
+        self._lines, self._scope, self._nested = ledger, scope, nested
+        table = ledger.table
         training = scope is Scope.TRAINING
         self._channel_prices = np.array(
             [
@@ -48,7 +49,7 @@ class Purses:
         self._spent = self._lines.scope_bytes(self.counts, scope)
         self._budget = budget_bytes
         if scope is Scope.PEAK:
-            self._moments = table.peak_model.values(self.counts, self.stored)
+            self._moments = ledger.peak_model.values(self.counts, self.stored)
         widths = np.zeros(len(table.groups), dtype=np.int64)
         widths[self._lines.group_of] = [layer.in_channels for layer in table.layers]
         self._first_key = np.concatenate([[0], np.cumsum(widths)])
@@ -128,7 +129,7 @@ class Purses:
     ) -> tuple[Bytes, Bytes]:
         """What the peak grows by, and what lives at each moment then."""
         counts, stored, indexed = self._after(runs, layers, groups, is_new)
-        model, trains = self._table.peak_model, np.logical_not(opens)
+        model, trains = self._lines.peak_model, np.logical_not(opens)
         moments = np.empty((len(runs), len(model.moments)), dtype=np.int64)
         moments[opens] = model.values(counts[opens], stored[opens])
         moments[trains] = model.grown(

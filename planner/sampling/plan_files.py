@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from trady.planner.errors import PlanError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.plan import Plan
 from trady.planner.sampling.schedule import draw
 
@@ -31,8 +32,9 @@ def check_plan(plan: Plan, subject: str = "The plan") -> None:
     Raises:
         PlanError: They do not.
     """
-    first = draw(plan, 0)
-    ledger = first.ledger(plan.table)
+    costs = BatchedLedger(plan.table)
+    first = draw(plan, 0, ledger=costs)
+    ledger = first.ledger(costs)
     spent = ledger.scopes.of(plan.settings.scope)
     problem = ""
     if first.counts(plan.table) != plan.counts:

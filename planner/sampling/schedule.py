@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trady.planner.errors import StrategyError
-from trady.planner.ledger import Bytes, CostTable, Ledger
+from trady.planner.ledger import BatchedLedger, Bytes
 from trady.planner.options import Inclusion
 from trady.planner.sampling.budget_state import Purses
+from trady.planner.sampling.draws import ChannelDraw, ChannelDraws
 from trady.planner.sampling.greedy_fill import Pool, fill_in_order, fill_uniformly, moved_together
 from trady.planner.sampling.inclusion_probabilities import inclusion_probabilities, systematic_draws
 from trady.planner.sampling.philox import (
@@ -44,80 +45,13 @@ _WORDS_AT_ONCE: Final = 2**23
 _LEAST_WEIGHT: Final = 1e-30
 
 
-@dataclass(frozen=True)
-class ChannelDraw:
-    """Channels trained during one epoch.
-
-    Args:
-        epoch: The epoch, from 0.
-        channels: Layer name -> drawn input channels, in draw order; layers without any are left out.
-    """
-
-    epoch: int
-    channels: Mapping[str, Channels]
-
-    def counts(self, table: CostTable) -> tuple[int, ...]:
-        """Channels per layer of the table."""
-        return tuple(len(self.channels.get(layer.name, ())) for layer in table.layers)
-
-    def by_group(self, table: CostTable) -> dict[int, dict[str, Channels]]:
-        """Drawn channels by input group and layer."""
-        groups: dict[int, dict[str, Channels]] = {}
-        for layer in table.layers:
-            if layer.name in self.channels:
-                groups.setdefault(layer.group, {})[layer.name] = self.channels[layer.name]
-        return groups
-
-    @staticmethod
-    def is_nested(members: Mapping[str, Channels]) -> bool:
-        """Whether every member of an input group draws the first channels of the longest draw."""
-        longest = max(members.values(), key=len)
-        return all(np.array_equal(channels, longest[: len(channels)]) for channels in members.values())
-
-    def ledger(self, table: CostTable) -> Ledger:
-        """The ledger of a step with these channels.
-
-        An input group stores the union of its members' draws and, where these are nested, one index; else each
-        member has an index of its own.
-        """
-        stored, indexed = {}, {}
-        for group, members in self.by_group(table).items():
-            stored[group] = len(np.unique(np.concatenate(list(members.values()))))
-            nested = self.is_nested(members)
-            indexed[group] = stored[group] if nested else sum(len(channels) for channels in members.values())
-        return table.ledger(self.counts(table), stored, indexed)
-
-
-@dataclass(frozen=True)
-class ChannelDraws:
-    """Channels trained during one epoch in each of many runs.
-
-    Args:
-        epoch: The epoch, from 0.
-        counts: Channels per layer of the table, ``[runs, layers]``.
-        channels: Index of a layer -> drawn input channels in draw order, ``[runs, most drawn]``; behind a run's last
-            channel stands the layer's number of channels. Layers that no run draws from are left out.
-        stored: Channels stored per input group, ``[runs, groups]``.
-        indexed: Indices kept per input group, ``[runs, groups]``.
-    """
-
-    epoch: int
-    counts: Bytes
-    channels: Mapping[int, Channels]
-    stored: Bytes
-    indexed: Bytes
-
-    def of_run(self, run: int, table: CostTable) -> ChannelDraw:
-        """The draw of one run."""
-        found = {}
-        for index, channels in self.channels.items():
-            if count := int(self.counts[run, index]):
-                found[table.layers[index].name] = channels[run, :count].astype(np.int64)
-        return ChannelDraw(self.epoch, found)
-
-
 def draw(
-    plan: "Plan", epoch: int, *, seed: int = 0, observed: Mapping[str, Sequence[float]] | None = None
+    plan: "Plan",
+    epoch: int,
+    *,
+    seed: int = 0,
+    observed: Mapping[str, Sequence[float]] | None = None,
+    ledger: BatchedLedger | None = None,
 ) -> ChannelDraw:
     """The channels that train in an epoch.
 
@@ -127,16 +61,22 @@ def draw(
         seed: Seed of the run.
         observed: Layer name -> last observed gradient norm of each channel, ``NaN`` where none was. Only ``medyate``
             and ``d-det-rgn`` look at it; without it they start as the papers do (uniform; calibrated norms).
+        ledger: Of the plan's table, for those who draw often.
 
     Raises:
         StrategyError: Observed norms are not one for each channel.
     """
     seen = None if observed is None else _observed_in_one_run(plan, observed)
-    return draw_runs(plan, epoch, [seed], observed=seen).of_run(0, plan.table)
+    return draw_runs(plan, epoch, [seed], observed=seen, ledger=ledger).of_run(0, plan.table)
 
 
 def draw_runs(
-    plan: "Plan", epoch: int, seeds: Sequence[int], *, observed: Mapping[int, Norms] | None = None
+    plan: "Plan",
+    epoch: int,
+    seeds: Sequence[int],
+    *,
+    observed: Mapping[int, Norms] | None = None,
+    ledger: BatchedLedger | None = None,
 ) -> ChannelDraws:
     """The channels that train in an epoch of many runs: what :func:`draw` gives for each of the seeds.
 
@@ -145,10 +85,11 @@ def draw_runs(
         epoch: From 0.
         seeds: Seed of each run.
         observed: Index of a layer -> last observed norms ``[runs, channels]``, ``NaN`` where none was.
+        ledger: Of the plan's table, for those who draw often.
     """
     rule = STRATEGIES[plan.strategy.name]
     moment, seen = (epoch, observed) if rule.dynamic else (0, None)
-    drawer = _Drawer(plan, moment, seeds)
+    drawer = _Drawer(plan, moment, seeds, ledger)
     if rule.draw is DrawRule.LARGEST_WEIGHTS:
         counts, channels = drawer.fixed_channels()
     elif rule.draw is DrawRule.LARGEST_RGN:
@@ -156,14 +97,16 @@ def draw_runs(
     elif rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
         counts, channels = drawer.in_order(drawer.weighted(seen))
     elif rule.draw is DrawRule.FIXED_COUNTS:
-        return next(draw_epochs(plan, [epoch], seeds))
+        return next(draw_epochs(plan, [epoch], seeds, ledger=ledger))
     else:
         counts = drawer.uniform_counts()
         return ChannelDraws(epoch, counts, *drawer.first_of_permutations(counts))
     return ChannelDraws(epoch, counts, channels, *drawer.unions(counts, channels))
 
 
-def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+def draw_epochs(
+    plan: "Plan", epochs: Sequence[int], seeds: Sequence[int], *, ledger: BatchedLedger | None = None
+) -> Iterator[ChannelDraws]:
     """The same for many epochs of a plan with fixed counts, several at a time.
 
     Every epoch takes the next words of the run's one stream, as many as channels are stored.
@@ -172,13 +115,14 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
         plan: A plan whose counts are fixed.
         epochs: Consecutive, from any on.
         seeds: Seed of each run.
+        ledger: Of the plan's table, for those who draw often.
     """
     if plan.solver.inclusion is Inclusion.WEIGHTED:
-        yield from _weighted_draws(plan, epochs, seeds)
+        yield from _weighted_draws(plan, epochs, seeds, ledger)
         return
-    drawer, space = _Drawer(plan, 0, seeds), Scratch()
+    drawer, space = _Drawer(plan, 0, seeds, ledger), Scratch()
     counts = drawer.planned_counts()
-    every = plan.table.line_model.most_of_groups(counts)
+    every = drawer.ledger.most_of_groups(counts)
     stored = every[0]
     rows = min(_ROWS_AT_ONCE, _WORDS_AT_ONCE // max(1, int(stored.sum())))
     at_once = max(1, min(len(epochs), rows // len(seeds)))
@@ -192,11 +136,13 @@ def draw_epochs(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> It
             yield ChannelDraws(epoch, counts, found, every, every)
 
 
-def _weighted_draws(plan: "Plan", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+def _weighted_draws(
+    plan: "Plan", epochs: Sequence[int], seeds: Sequence[int], ledger: BatchedLedger | None
+) -> Iterator[ChannelDraws]:
     """The planned counts in every epoch, larger norms more often."""
-    drawer = _Drawer(plan, 0, seeds)
+    drawer = _Drawer(plan, 0, seeds, ledger)
     counts = drawer.planned_counts()
-    stored = plan.table.line_model.most_of_groups(counts)
+    stored = drawer.ledger.most_of_groups(counts)
     groups = drawer.weighted_groups(counts[0], stored[0])
     for epoch in epochs:
         channels: dict[int, Channels] = {}
@@ -232,9 +178,9 @@ class _WeightedGroup:
 class _Drawer:
     """Draws one epoch of many runs."""
 
-    def __init__(self, plan: "Plan", epoch: int, seeds: Sequence[int]) -> None:
+    def __init__(self, plan: "Plan", epoch: int, seeds: Sequence[int], ledger: BatchedLedger | None) -> None:
         self._plan, self._table, self._epoch, self._seeds = plan, plan.table, epoch, tuple(seeds)
-        self._lines = plan.table.line_model
+        self.ledger = BatchedLedger(plan.table) if ledger is None else ledger
         self._sizes = np.array([layer.in_channels for layer in plan.table.layers], dtype=np.int64)
         self._eligible = np.array(plan.strategy.eligible, dtype=np.int64)
 
@@ -250,7 +196,7 @@ class _Drawer:
 
     def first_of_permutations(self, counts: Bytes) -> tuple[dict[int, Channels], Bytes, Bytes]:
         """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
-        stored = self._lines.most_of_groups(counts)
+        stored = self.ledger.most_of_groups(counts)
         starts = np.cumsum(stored, axis=1) - stored
         words = half_words_of_runs(self._seeds, self._epoch, _CHANNEL_STREAM, int(stored.sum(axis=1).max()))
 
@@ -293,7 +239,7 @@ class _Drawer:
         """
         found = []
         for group in np.flatnonzero(stored).tolist():
-            members = np.flatnonzero((self._lines.group_of == group) & (counts > 0)).tolist()
+            members = np.flatnonzero((self.ledger.group_of == group) & (counts > 0)).tolist()
             norms = np.sum([self._plan.channel_norms(index) for index in members], axis=0)
             likely = inclusion_probabilities(norms.tolist(), int(stored[group]), self._plan.solver.horizon)
             found.append(_WeightedGroup(group, members, likely))
@@ -359,7 +305,7 @@ class _Drawer:
 
     def unions(self, counts: Bytes, channels: Mapping[int, Channels]) -> tuple[Bytes, Bytes]:
         """Channels stored and indices kept per input group, where each layer draws for itself."""
-        stored, indexed = self._lines.most_of_groups(counts), self._lines.sums_of_groups(counts)
+        stored, indexed = self.ledger.most_of_groups(counts), self.ledger.sums_of_groups(counts)
         members: dict[int, list[int]] = {}
         for index in channels:
             members.setdefault(self._table.layers[index].group, []).append(index)
@@ -403,7 +349,7 @@ class _Drawer:
     def _purses(self, *, nested: bool, runs: int | None = None) -> Purses:
         settings = self._plan.settings
         number = len(self._seeds) if runs is None else runs
-        return Purses(self._table, settings.scope, settings.budget_bytes, number, nested=nested)
+        return Purses(self.ledger, settings.scope, settings.budget_bytes, number, nested=nested)
 
     def _fill_words(self, runs: Channels, first: int, count: int) -> HalfWords:
         seeds = [self._seeds[run] for run in runs.tolist()]

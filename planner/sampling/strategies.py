@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from trady.planner.errors import BudgetError, StrategyError
-from trady.planner.ledger import CostTable
+from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.priorities import LayerPriority, top_layers
 
@@ -66,13 +66,13 @@ STRATEGIES: Final[Mapping[Strategy, StrategyRule]] = {
 
 
 def eligible_layers(
-    rule: LayerRule, table: CostTable, priorities: Sequence[LayerPriority], budget_bytes: int
+    rule: LayerRule, ledger: BatchedLedger, priorities: Sequence[LayerPriority], budget_bytes: int
 ) -> list[int]:
     """Indices of the layers a rule admits, in the table's order.
 
     Args:
         rule: The layer rule.
-        table: Costs of all candidate layers.
+        ledger: Costs of all candidate layers.
         priorities: One entry per layer of the table, in its order.
         budget_bytes: Budget of the ``update`` scope; MeDyate's rule depends on it.
 
@@ -82,8 +82,8 @@ def eligible_layers(
     if rule is LayerRule.TOP_RGN:
         return sorted(top_layers(priorities, TOP_SHARE))
     if rule is LayerRule.LARA:
-        return sorted(_lara(table, priorities, budget_bytes))
-    return list(range(len(table.layers)))
+        return sorted(_lara(ledger, priorities, budget_bytes))
+    return list(range(len(ledger.table.layers)))
 
 
 def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
@@ -109,13 +109,13 @@ def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
     return counts
 
 
-def check_scheme_fits(table: CostTable, counts: Sequence[int], scope: Scope, budget_bytes: int) -> None:
+def check_scheme_fits(ledger: BatchedLedger, counts: Sequence[int], scope: Scope, budget_bytes: int) -> None:
     """A static scheme cannot be cut to the budget: it fits or not.
 
     Raises:
         BudgetError: It needs more.
     """
-    needed = table.scope_bytes(counts, scope)
+    needed = ledger.of(counts).scopes.of(scope)
     if needed > budget_bytes:
         raise BudgetError(
             f"Scheme needs {needed} B in scope {scope.value!r}, above the budget of {budget_bytes} B. "
@@ -132,13 +132,14 @@ def _floored(ratio: float, channels: int) -> int:
     return math.floor(ratio * channels + 1e-9)
 
 
-def _lara(table: CostTable, priorities: Sequence[LayerPriority], budget_bytes: int) -> list[int]:
+def _lara(ledger: BatchedLedger, priorities: Sequence[LayerPriority], budget_bytes: int) -> list[int]:
+    layers = ledger.table.layers
     chosen: list[int] = []
     for index in sorted(range(len(priorities)), key=lambda index: -priorities[index].lara):
         chosen.append(index)
-        counts = [0] * len(table.layers)
+        counts = [0] * len(layers)
         for layer in chosen:
-            counts[layer] = table.layers[layer].in_channels
-        if budget_bytes <= POOL_SHARE * table.ledger(counts).scopes.update:
+            counts[layer] = layers[layer].in_channels
+        if budget_bytes <= POOL_SHARE * ledger.of(counts).scopes.update:
             break
     return chosen

@@ -12,7 +12,7 @@ from typing import Final
 import ortools
 from ortools.sat.python import cp_model
 
-from trady.planner.ledger import INDEX_BYTES, MARGIN_PERCENT, SLICE_BLOCK, CostTable, Moment
+from trady.planner.ledger import INDEX_BYTES, MARGIN_PERCENT, SLICE_BLOCK, BatchedLedger, Moment
 from trady.planner.options import Scope
 from trady.planner.solver.problem import TOLERANCE, Limits, Selection, SolverStatus
 from trady.planner.solver.top_up import spend_leftovers
@@ -53,12 +53,12 @@ def solver_version() -> str:
 
 
 def solve(
-    table: CostTable, values: Sequence[float], limits: Limits, norms: Sequence[Sequence[float]] | None = None
+    ledger: BatchedLedger, values: Sequence[float], limits: Limits, norms: Sequence[Sequence[float]] | None = None
 ) -> Selection:
     """Choose channel counts of the greatest value within the limits.
 
     Args:
-        table: Costs of the eligible layers.
+        ledger: Costs of the eligible layers.
         values: Gradient norm of each layer, summed over its channels.
         limits: Budget and other bounds.
         norms: Gradient norm of each channel, layer by layer, where the larger ones are drawn more often.
@@ -66,7 +66,7 @@ def solve(
     Returns:
         The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
     """
-    return Program(table, values, limits, norms).solve(limits.budget_bytes)
+    return Program(ledger, values, limits, norms).solve(limits.budget_bytes)
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Program:
     What budgets have in common is built once; a budget gives the same counts whichever were solved before it.
 
     Args:
-        table: Costs of the eligible layers.
+        ledger: Costs of the eligible layers.
         values: Gradient norm of each layer, summed over its channels.
         limits: Bounds beside the budget.
         norms: Gradient norm of each channel, layer by layer, where the larger ones are drawn more often.
@@ -90,12 +90,13 @@ class Program:
 
     def __init__(
         self,
-        table: CostTable,
+        ledger: BatchedLedger,
         values: Sequence[float],
         limits: Limits,
         norms: Sequence[Sequence[float]] | None = None,
     ) -> None:
-        self._table, self._values, self._limits = table, values, limits
+        table = ledger.table
+        self._ledger, self._table, self._values, self._limits = ledger, table, values, limits
         self._total = max(sum(values), 1e-300)
         self._curves = self._value_curves(norms)
         self._model = cp_model.CpModel()
@@ -143,7 +144,7 @@ class Program:
     def _with_leftovers(self, found: Selection, budget_bytes: int) -> Selection:
         """Spend on the same layers what is left."""
         limits = replace(self._limits, budget_bytes=budget_bytes)
-        return self._selection(spend_leftovers(self._table, found.counts, self._values, limits), found.bound)
+        return self._selection(spend_leftovers(self._ledger, found.counts, self._values, limits), found.bound)
 
     def _with_budget(self, budget_bytes: int) -> "Program":
         """This program with the budget in its place, or a copy where other moments of the step become critical."""
@@ -229,14 +230,14 @@ class Program:
     def _add_moments(self, budget: int) -> None:
         """At each moment of the step what lives stays within the budget."""
         table = self._table
-        lasting = table.lasting_always_bytes + sum(
+        lasting = self._ledger.lasting_always_bytes + sum(
             count * (table.layers[index].active_weight_bytes + table.layers[index].optimizer_bytes)
             + self._fixed_bytes(index) * drawn
             for index, (count, drawn) in enumerate(zip(self._variables.counts, self._variables.drawn, strict=True))
         )
         lasting = lasting + INDEX_BYTES * sum(self._stored_channels(group) for group in range(len(table.groups)))
         self._model.add(lasting <= budget)
-        for moment in table.peak_model.binding(budget):
+        for moment in self._ledger.peak_model.binding(budget):
             share = 100 + MARGIN_PERCENT
             constraint = self._model.add(100 * lasting + share * self._living_at(moment) <= 100 * budget - share)
             if moment.slice is not None:
@@ -316,7 +317,7 @@ class Program:
 
     def _kept_expression(self, lines: tuple[str, ...]) -> cp_model.LinearExpr | int:
         total: cp_model.LinearExpr | int = 0
-        for (line, upstream), num_bytes in self._table.kept_terms.items():
+        for (line, upstream), num_bytes in self._ledger.kept_terms.items():
             if line in lines:
                 total = total + num_bytes * self._trained_by(upstream)
         return total
@@ -324,7 +325,7 @@ class Program:
     def _add_backward_limit(self) -> None:
         if self._limits.max_backward_macs is None:
             return
-        towards = sum(macs * self._trained_by(upstream) for upstream, macs in self._table.gradient_terms.items())
+        towards = sum(macs * self._trained_by(upstream) for upstream, macs in self._ledger.gradient_terms.items())
         weights = sum(
             layer.weight_grad_macs * count
             for layer, count in zip(self._table.layers, self._variables.counts, strict=True)

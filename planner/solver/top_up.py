@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trady.planner.ledger import Bytes, CostTable
+from trady.planner.ledger import BatchedLedger, Bytes, CostTable
 from trady.planner.options import Scope
 from trady.planner.solver.problem import Limits
 
 
 def spend_leftovers(
-    table: CostTable, counts: Sequence[int], values: Sequence[float], limits: Limits
+    ledger: BatchedLedger, counts: Sequence[int], values: Sequence[float], limits: Limits
 ) -> tuple[int, ...]:
     """More channels of the layers that are drawn from, as many as fit, the next channel worth most a byte first.
 
@@ -18,19 +18,19 @@ def spend_leftovers(
     that the budget does not hold, and the backward pass stays as deep as it was.
 
     Args:
-        table: Costs of the eligible layers.
+        ledger: Costs of the eligible layers.
         counts: Channels of each.
         values: Gradient norm of each layer, summed over its channels.
         limits: Budget and other bounds; a budget of the peak is left alone, whose kernels were measured for the counts.
     """
-    found = np.array(counts, dtype=np.int64)
+    found, table = np.array(counts, dtype=np.int64), ledger.table
     if limits.scope is Scope.PEAK:
         return tuple(found.tolist())
     for index in _by_next_value(table, found, values, limits.horizon):
         size = table.layers[index].in_channels
         more = np.repeat(found[None, :], size - found[index], axis=0)
         more[:, index] = np.arange(found[index] + 1, size + 1)
-        found[index] += int(_fits(table, more, limits).sum())
+        found[index] += int(_fits(ledger, more, limits).sum())
     return tuple(found.tolist())
 
 
@@ -43,9 +43,9 @@ def _by_next_value(table: CostTable, counts: Bytes, values: Sequence[float], hor
     return [int(index) for index in np.argsort(-worth, kind="stable") if 0 < counts[index] < sizes[index]]
 
 
-def _fits(table: CostTable, counts: Bytes, limits: Limits) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _fits(ledger: BatchedLedger, counts: Bytes, limits: Limits) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Whether each of some counts, one channel more from row to row, is within the limits."""
-    fits = table.line_model.scope_bytes(counts, limits.scope) <= limits.budget_bytes
+    fits = ledger.scope_bytes(counts, limits.scope) <= limits.budget_bytes
     if limits.max_backward_macs is not None:
-        fits &= table.line_model.backward_macs(counts) <= limits.max_backward_macs
+        fits &= ledger.backward_macs(counts) <= limits.max_backward_macs
     return np.asarray(fits)

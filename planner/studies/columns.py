@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from trady.planner.ledger import CostTable
+from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, Request, cheapest_layer, no_layer_fits
 from trady.planner.reports import step_figures
 from trady.planner.sampling import covered_shares
@@ -44,15 +44,20 @@ class Column:
     remedies: tuple[Remedy, ...] = ()
 
     @cached_property
+    def ledger(self) -> BatchedLedger:
+        """The same for any channel counts."""
+        return BatchedLedger(self.table)
+
+    @cached_property
     def least_budget(self) -> int:
         """The smallest budget that trains anything."""
-        return cheapest_layer(self.table, self.request)[1]
+        return cheapest_layer(self.ledger, self.request)[1]
 
     @cached_property
     def full_budget(self) -> int:
         """What training every channel takes."""
         everything = [layer.in_channels for layer in self.table.layers]
-        return self.table.scope_bytes(everything, self.request.scope)
+        return self.ledger.of(everything).scopes.of(self.request.scope)
 
     @property
     def own_budgets(self) -> tuple[int, ...]:
@@ -90,7 +95,7 @@ class _Planner:
         self._column = column
         limits = column.request.limits()
         self._horizon = limits.horizon
-        self._program = Program(column.table, column.norm_sums, limits)
+        self._program = Program(column.ledger, column.norm_sums, limits)
         self._rgn = [
             value / layer.sample_cost for value, layer in zip(column.norm_sums, column.table.layers, strict=True)
         ]
@@ -141,13 +146,13 @@ class _Planner:
     def _refusal(self, budget_bytes: int) -> str:
         """What ``make_plan`` says to a budget that trains nothing."""
         column = self._column
-        return str(no_layer_fits(column.table, replace(column.request, budget_bytes=budget_bytes)))
+        return str(no_layer_fits(column.ledger, replace(column.request, budget_bytes=budget_bytes)))
 
     def _bought(self, found: Selection) -> Bought:
         column, table = self._column, self._column.table
-        ledger = table.ledger(found.counts)
+        ledger = column.ledger.of(found.counts)
         shares = covered_shares(column.norm_sums, table, found.counts, self._horizon)
-        figures = step_figures(table, found.counts, shares)
+        figures = step_figures(column.ledger, found.counts, shares)
         reached = covered_shares(self._rgn, table, found.counts, column.request.epochs)
         captured = covered_shares(column.norm_squares, table, found.counts, 1.0)
         return Bought(
@@ -183,7 +188,7 @@ class _Planner:
             return 0.0
         more = np.repeat(now[None, :], len(open_to_more) + 1, axis=0)
         more[np.arange(len(open_to_more)), open_to_more] += 1
-        cost = table.line_model.scope_bytes(more, self._column.request.scope)
+        cost = self._column.ledger.scope_bytes(more, self._column.request.scope)
         cost = cost[:-1] - cost[-1]
         gained = np.array(self._column.norm_sums) * (1 - now / sizes) ** self._horizon
         after = np.array(self._column.norm_sums) * (1 - (now + 1) / sizes).clip(0) ** self._horizon

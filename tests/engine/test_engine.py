@@ -24,6 +24,7 @@ from trady.engine import Engine
 from trady.engine.runtime import reentry
 from trady.planner import Plan, make_plan
 from trady.planner.errors import EngineError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.models.training_step import Batch as StepBatch
 from trady.planner.models.training_step import batch_size_of, call_model, map_tensors, step_loss, synthetic_targets
 from trady.planner.options import DType, Strategy
@@ -197,7 +198,7 @@ def small_plan() -> Plan:
 
 def with_counts(plan: Plan, counts: tuple[int, ...]) -> Plan:
     """The plan with other numbers of channels."""
-    return plan.model_copy(update={"counts": counts, "ledger": plan.table.ledger(counts)})
+    return plan.model_copy(update={"counts": counts, "ledger": BatchedLedger(plan.table).of(counts)})
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from replays import plan, recording
 from trady.planner.errors import BudgetError, PlanError, StrategyError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan.plan import Plan
 from trady.planner.planning.replanning import replan
@@ -143,7 +144,7 @@ def test_no_epoch_of_any_trial_passes_the_budget(policy: str, scope: Scope) -> N
     scheme = SCHEME if policy == "su" else None
     report = simulate(of, policy=policy, scheme=scheme, epochs=5, trials=200, gradients="heavy-tailed")
     assert 0 < report.highest_used_bytes <= 900
-    first = draw(replan(of, policy, scheme), 0).ledger(of.table)
+    first = draw(replan(of, policy, scheme), 0).ledger(BatchedLedger(of.table))
     assert simulate(of, policy=policy, scheme=scheme, epochs=1, trials=1).measures["used_bytes"].mean == (
         first.scopes.of(scope),
     )
@@ -153,7 +154,7 @@ def test_no_epoch_of_any_trial_passes_the_budget(policy: str, scope: Scope) -> N
 def test_bytes_are_those_of_the_same_runs_ledgers(policy: str) -> None:
     of = replan(plan(), policy)
     report = simulate(of, epochs=1, trials=6, seed=2)
-    ledgers = [draw(of, 0, seed=seed).ledger(of.table).lines.model_dump() for seed in range(2, 8)]
+    ledgers = [draw(of, 0, seed=seed).ledger(BatchedLedger(of.table)).lines.model_dump() for seed in range(2, 8)]
     for line, series in report.lines.items():
         assert series.mean[0] == pytest.approx(np.mean([ledger[line] for ledger in ledgers]))
 

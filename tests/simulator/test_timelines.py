@@ -14,8 +14,9 @@ from torch import nn
 
 from cases import build
 from plays import Play
-from tables import cost_tables, full_counts, peak_tables, plan_of
+from tables import cost_tables, full_counts, peak_tables, plan_of, scope_bytes
 from trady.planner.errors import PlanError
+from trady.planner.ledger import BatchedLedger, active_bits
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.ledger.peak import with_margin
 from trady.planner.ledger.step_timeline import MomentKind
@@ -37,7 +38,7 @@ def plans(draw_: st.DrawFn, *strategies: Strategy) -> Plan:
     """Plans around random tables with lifetimes; fixed counts for the solver's draws, a budget for the papers'."""
     table = draw_(peak_tables())
     scope = draw_(st.sampled_from(list(Scope)))
-    least, most = (table.scope_bytes(counts, scope) for counts in ((0,) * len(table.layers), full_counts(table)))
+    least, most = (scope_bytes(table, counts, scope) for counts in ((0,) * len(table.layers), full_counts(table)))
     return plan_of(
         table,
         draw_(st.sampled_from(strategies)),
@@ -57,8 +58,8 @@ def moving(moment: LiveMoment, lasting: dict[str, int]) -> dict[str, int]:
 def kept_bytes(plan: Plan) -> Counter[str]:
     """What autograd keeps besides the drawn channels, by line."""
     table, found = plan.table, Counter[str]()
-    for (line, upstream), num_bytes in table.kept_terms.items():
-        if table.is_trained(upstream, table.active_bits(plan.counts)):
+    for (line, upstream), num_bytes in BatchedLedger(table).kept_terms.items():
+        if table.upstreams[upstream].is_trained(active_bits(plan.counts)):
             found[line] += num_bytes
     return found
 
@@ -89,11 +90,11 @@ def test_each_moment_is_that_of_the_step_played_through(plan: Plan) -> None:
 def test_the_highest_moment_is_the_peak_of_the_draws_ledger(plan: Plan, epoch: int, seed: int) -> None:
     table, draws = plan.table, draw_runs(plan, epoch, [seed])
     found = timeline(plan, epoch=epoch, seed=seed)
-    assert found.peak_bytes == draw(plan, epoch, seed=seed).ledger(table).scopes.peak
+    assert found.peak_bytes == draw(plan, epoch, seed=seed).ledger(BatchedLedger(table)).scopes.peak
     assert all(num_bytes >= 0 for moment in found.moments for num_bytes in moment.num_bytes.values())
     amounts = draws.counts, draws.stored, draws.indexed
-    floor = int(table.line_model.lasting_bytes(*amounts)[0])
-    values = with_margin(table.peak_model.values(*amounts[:2])[0]) + floor
+    floor = int(BatchedLedger(table).lasting_bytes(*amounts)[0])
+    values = with_margin(BatchedLedger(table).peak_model.values(*amounts[:2])[0]) + floor
     assert [moment.total_bytes for moment in found.moments if moment.total_bytes > floor] == [
         total for total in values.tolist() if total > floor
     ]

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tables import backward_macs
 from trady.planner.costs.table_builder import build_cost_table
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import Upstream
 from trady.planner.ledger.cost_rules import (
     attention_macs,
@@ -16,7 +18,8 @@ from trady.planner.ledger.cost_rules import (
     matmul_macs,
     transposed_conv_channel_cost,
 )
-from trady.planner.ledger.cost_table import CostTable, Ledger, Lines
+from trady.planner.ledger.cost_table import CostTable
+from trady.planner.ledger.lines import Ledger, Lines
 from trady.planner.options import DType, OptimizerKind
 from trady.planner.tracing.tracing import trace
 
@@ -84,7 +87,7 @@ def test_the_ledger_of_two_convolutions(optimizer: OptimizerKind, per_element: i
     head = (2 * 5 + 2) * 4
     always = head * (1 + per_element) + 2 * per_tensor + HEAD_INPUT
     loss = LOG_SOFTMAX + LOSS_WEIGHT
-    frozen = lines(table.ledger((0, 0)))
+    frozen = lines(BatchedLedger(table).of((0, 0)))
     assert frozen == {
         "gradients": 0,
         "saved_activations": 0,
@@ -97,7 +100,7 @@ def test_the_ledger_of_two_convolutions(optimizer: OptimizerKind, per_element: i
         "inputs": BATCH * 3 * 64 * 4 + BATCH * 8,
     }
 
-    late = lines(table.ledger((0, 2)))
+    late = lines(BatchedLedger(table).of((0, 2)))
     assert late["gradients"] == late["active_weights"] == 2 * 45 * 4
     assert late["saved_activations"] == 2 * POSITIONS * 4
     assert late["optimizer_state"] == 2 * 45 * 4 * per_element + per_tensor
@@ -106,7 +109,7 @@ def test_the_ledger_of_two_convolutions(optimizer: OptimizerKind, per_element: i
     mask_after_second = BATCH * 5 * 64 // 8
     assert late["residuals"] == loss + mask_after_second
 
-    both = lines(table.ledger((1, 2)))
+    both = lines(BatchedLedger(table).of((1, 2)))
     mask_after_first = BATCH * 4 * 64 // 8
     assert both["gradients"] == (36 + 2 * 45) * 4
     assert both["saved_activations"] == 2 * POSITIONS * 4, (
@@ -117,7 +120,7 @@ def test_the_ledger_of_two_convolutions(optimizer: OptimizerKind, per_element: i
 
 
 def test_scopes_add_up_their_lines() -> None:
-    found = table_of(two_convolutions(), images(3, 8, 8), OptimizerKind.ADAM).ledger((1, 2))
+    found = BatchedLedger(table_of(two_convolutions(), images(3, 8, 8), OptimizerKind.ADAM)).of((1, 2))
     update = 126 * 4 + 2 * POSITIONS * 4 + 126 * 8 + 2 * 4 + 3 * 4
     assert found.scopes.update == update
     got = found.lines
@@ -130,7 +133,7 @@ def test_scopes_add_up_their_lines() -> None:
 def test_int8_charges_one_byte_an_element_and_four_a_bias() -> None:
     net, inputs = two_convolutions(), images(3, 8, 8)
     table = table_of(net, inputs, dtype=DType.INT8, train_bias=True)
-    found = table.ledger((0, 2))
+    found = BatchedLedger(table).of((0, 2))
     assert (found.lines.gradients, found.lines.saved_activations) == (2 * 45, 2 * POSITIONS)
     assert [layer.bias_bytes for layer in table.layers] == [4 * 4, 5 * 4]
 
@@ -140,17 +143,19 @@ def test_a_trained_bias_costs_its_gradient_and_state_while_its_layer_trains(
     optimizer: OptimizerKind, state: int
 ) -> None:
     net, inputs = two_convolutions(), images(3, 8, 8)
-    with_bias, without = (table_of(net, inputs, optimizer, train_bias=flag) for flag in (True, False))
-    assert with_bias.ledger((0, 0)) == without.ledger((0, 0))
-    more = with_bias.ledger((0, 1)).lines.always_trained - without.ledger((0, 1)).lines.always_trained
+    tables = (table_of(net, inputs, optimizer, train_bias=flag) for flag in (True, False))
+    with_bias, without = (BatchedLedger(table) for table in tables)
+    assert with_bias.of((0, 0)) == without.of((0, 0))
+    more = with_bias.of((0, 1)).lines.always_trained - without.of((0, 1)).lines.always_trained
     assert more == 5 * 4 + state
-    assert with_bias.ledger((0, 1)).scopes.update == without.ledger((0, 1)).scopes.update
+    assert with_bias.of((0, 1)).scopes.update == without.of((0, 1)).scopes.update
 
 
 def test_half_precision_halves_elements_but_not_indices() -> None:
     net = two_convolutions()
     traced = trace(net, images(3, 8, 8), batch_sizes=(BATCH,), dtype="bfloat16")
-    found = build_cost_table(traced, traced.layers, optimizer=OptimizerKind.MOMENTUM).ledger((0, 2)).lines
+    table = build_cost_table(traced, traced.layers, optimizer=OptimizerKind.MOMENTUM)
+    found = BatchedLedger(table).of((0, 2)).lines
     assert (found.gradients, found.optimizer_state, found.draw_index) == (2 * 45 * 2, 2 * 45 * 2, 8)
     assert found.saved_activations == 2 * POSITIONS * 2
 
@@ -174,11 +179,11 @@ def test_layers_that_read_one_tensor_store_it_once() -> None:
     names = [layer.name for layer in table.layers]
     assert names == ["first", "query", "key", "value"]
     assert len({layer.group for layer in table.layers[1:]}) == 1
-    found = table.ledger((0, 2, 4, 1)).lines
+    found = BatchedLedger(table).of((0, 2, 4, 1)).lines
     assert found.saved_activations == 4 * BATCH * 5 * 4
     assert found.draw_index == 4 * 4
     assert found.gradients == (2 + 4 + 1) * 6 * 4
-    apart = table.ledger((0, 2, 4, 1), {table.layers[1].group: 6}).lines
+    apart = BatchedLedger(table).of((0, 2, 4, 1), {table.layers[1].group: 6}).lines
     assert apart.saved_activations == 6 * BATCH * 5 * 4, "draws that are not nested store their union"
 
 
@@ -196,7 +201,7 @@ class Gated(nn.Module):
 
 def test_an_input_that_is_kept_anyway_costs_no_activation() -> None:
     table = table_of(Gated(), images(6))
-    alone, both = table.ledger((0, 3)).lines, table.ledger((1, 3)).lines
+    alone, both = BatchedLedger(table).of((0, 3)).lines, BatchedLedger(table).of((1, 3)).lines
     assert alone.saved_activations == 3 * BATCH * 4
     assert both.saved_activations == 1 * BATCH * 4, "only the first layer's: the GELU keeps the second one's"
     assert both.residuals >= alone.residuals + BATCH * 8 * 4
@@ -250,7 +255,7 @@ def test_a_weight_used_twice_stores_both_inputs() -> None:
     table = table_of(Twice(), images(6))
     (layer,) = table.layers
     assert layer.sample_elements == 2 and layer.forward_macs == 2 * BATCH * 36
-    found = table.ledger((2,)).lines
+    found = BatchedLedger(table).of((2,)).lines
     assert found.gradients == 2 * 6 * 4
     assert found.saved_activations == 2 * BATCH * 4, "the second tanh keeps its output, which is the second input"
 
@@ -260,17 +265,17 @@ def test_patterns_of_parameters_that_always_train() -> None:
     table = table_of(net, inputs, train=("2.*",))
     assert [layer.name for layer in table.layers] == ["0"]
     plain = table_of(net, inputs)
-    more = table.ledger((0,)).lines.always_trained - plain.ledger((0, 0)).lines.always_trained
+    more = BatchedLedger(table).of((0,)).lines.always_trained - BatchedLedger(plain).of((0, 0)).lines.always_trained
     assert more == (4 * 45 + 5) * 4 + BATCH * 4 * 64 * 4, "gradients, and the whole input of the second convolution"
 
 
 def test_backward_macs_count_drawn_gradients_and_the_way_to_them() -> None:
     table = table_of(two_convolutions(), images(3, 8, 8))
     second, head = POSITIONS * 4 * 45, BATCH * 10
-    nothing, late, early = (table.backward_macs(counts) for counts in ((0, 0), (0, 1), (1, 0)))
+    nothing, late, early = (backward_macs(table, counts) for counts in ((0, 0), (0, 1), (1, 0)))
     assert late == nothing + head + 45 * POSITIONS, "the head passes its gradient on; one channel of the second"
     assert early == nothing + head + second + 36 * POSITIONS
-    assert table.forward_macs == POSITIONS * (3 * 36 + 4 * 45) + head
+    assert sum(operation.macs for operation in table.operations) == POSITIONS * (3 * 36 + 4 * 45) + head
 
 
 def test_dense_figures_are_those_of_autograd() -> None:

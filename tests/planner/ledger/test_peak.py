@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plays import Play
-from tables import all_counts, peak_tables
+from tables import all_counts, lasting_bytes, peak_tables, scope_bytes
 from trady.planner.costs.refining import NOT_MEASURED
 from trady.planner.costs.step_memory import StepMemory
 from trady.planner.costs.table_builder import build_cost_table
 from trady.planner.errors import BudgetError, PlanError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.ledger.peak import with_margin
 from trady.planner.options import OptimizerKind, Scope
@@ -33,8 +34,8 @@ from trady.planner.tracing.tracing import trace
 @given(peak_tables(), st.data())
 def test_the_peak_is_that_of_the_step_played_through(table: CostTable, data: Any) -> None:
     counts = [data.draw(st.integers(0, layer.in_channels)) for layer in table.layers]
-    ledger = table.ledger(counts)
-    assert ledger.scopes.peak == table.lasting_bytes(counts) + with_margin(Play(table, counts).run())
+    ledger = BatchedLedger(table).of(counts)
+    assert ledger.scopes.peak == lasting_bytes(table, counts) + with_margin(Play(table, counts).run())
     assert ledger.lines.workspace is not None
 
 
@@ -43,7 +44,7 @@ def test_the_peak_is_that_of_the_step_played_through(table: CostTable, data: Any
 def test_the_solver_finds_the_best_within_the_peak(table: CostTable, budget: int, values: list[int]) -> None:
     """Against every choice; measured kernels that take more than their line may cost it a channel."""
     norms = [float(value) for value in values[: len(table.layers)]]
-    found = solve(table, norms, Limits(budget, Scope.PEAK))
+    found = solve(BatchedLedger(table), norms, Limits(budget, Scope.PEAK))
 
     def worth(counts: Sequence[int]) -> float:
         shares = (
@@ -52,7 +53,7 @@ def test_the_solver_finds_the_best_within_the_peak(table: CostTable, budget: int
         )
         return sum(norm * share for norm, share in zip(norms, shares, strict=True))
 
-    fits = [counts for counts in all_counts(table) if table.scope_bytes(counts, Scope.PEAK) <= budget and any(counts)]
+    fits = [counts for counts in all_counts(table) if scope_bytes(table, counts, Scope.PEAK) <= budget and any(counts)]
     if found.status is SolverStatus.INFEASIBLE:
         assert all(_is_bounded_higher(table, counts, budget) for counts in fits)
         return
@@ -73,29 +74,29 @@ def _is_bounded_higher(table: CostTable, counts: Sequence[int], budget: int) -> 
         ),
         default=0,
     )
-    return table.scope_bytes(counts, Scope.PEAK) + with_margin(max(0, slack)) > budget
+    return scope_bytes(table, counts, Scope.PEAK) + with_margin(max(0, slack)) > budget
 
 
 @settings(max_examples=60, deadline=None)
 @given(peak_tables(), st.data())
 def test_the_purse_spends_what_the_ledger_says(table: CostTable, data: Any) -> None:
-    purses = Purses(table, Scope.PEAK, 10**9, 1, nested=True)
+    purses = Purses(BatchedLedger(table), Scope.PEAK, 10**9, 1, nested=True)
     for _ in range(data.draw(st.integers(1, 8))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
         if purses.counts[0, index] < table.layers[index].in_channels:
             assert purses.take(np.array([0]), np.array([index]))
-            assert 10**9 - purses.left[0] == table.scope_bytes(purses.counts[0].tolist(), Scope.PEAK)
+            assert 10**9 - purses.left[0] == scope_bytes(table, purses.counts[0].tolist(), Scope.PEAK)
 
 
 @settings(max_examples=40, deadline=None)
 @given(peak_tables(), st.integers(50, 600), st.data())
 def test_the_purse_never_overspends(table: CostTable, budget: int, data: Any) -> None:
-    purses = Purses(table, Scope.PEAK, budget, 1, nested=True)
+    purses = Purses(BatchedLedger(table), Scope.PEAK, budget, 1, nested=True)
     for _ in range(8):
         index = data.draw(st.integers(0, len(table.layers) - 1))
         is_left = purses.counts[0, index] < table.layers[index].in_channels
         if is_left and purses.take(np.array([0]), np.array([index])):
-            assert table.scope_bytes(purses.counts[0].tolist(), Scope.PEAK) <= budget
+            assert scope_bytes(table, purses.counts[0].tolist(), Scope.PEAK) <= budget
 
 
 def node(place: int, operation: int, upstream: int, taken: dict[int, int], *passed: tuple[int, int, int]) -> NodeRun:
@@ -140,14 +141,14 @@ def test_a_chain_of_products_by_hand() -> None:
     )
     weights, batch = 4 * (30 + 15), 4 * (24 + 2 * 4)
     hidden, logits, loss, head_gradient = 4 * 20, 4 * 12, 4, 4 * 15
-    assert table.lasting_bytes([0]) == weights + batch
-    assert table.lasting_bytes([2]) == weights + batch + 2 * 4 + 2 * 4 * 5
+    assert lasting_bytes(table, [0]) == weights + batch
+    assert lasting_bytes(table, [2]) == weights + batch + 2 * 4 + 2 * 4 * 5
     # The softmax's result, the gradient it takes and the one it gives; the head's stored input.
     at_the_softmax = loss + logits + hidden + 3 * logits
-    assert table.scope_bytes([0], Scope.PEAK) == table.lasting_bytes([0]) + with_margin(at_the_softmax)
+    assert scope_bytes(table, [0], Scope.PEAK) == lasting_bytes(table, [0]) + with_margin(at_the_softmax)
     # The head's gradient and that of its input; the drawn channels' input is the batch.
     at_the_head = loss + logits + hidden + logits + head_gradient + hidden
-    assert table.scope_bytes([2], Scope.PEAK) == table.lasting_bytes([2]) + with_margin(at_the_head)
+    assert scope_bytes(table, [2], Scope.PEAK) == lasting_bytes(table, [2]) + with_margin(at_the_head)
 
 
 def small_net() -> nn.Sequential:

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 
-from tables import cost_tables, full_counts, layer_costs, plan_of
+from tables import cost_tables, full_counts, layer_costs, plan_of, scope_bytes
 from trady.planner import load_plan
 from trady.planner.errors import PlanError, TradyError
 from trady.planner.ledger.cost_records import GroupInput, InputGroup, KeptBytes, OperationCosts, Upstream
@@ -56,7 +56,7 @@ def test_a_plan_comes_back_as_it_was_saved(plan: Plan, tmp_path: Path) -> None:
 def test_any_plan_survives_the_file(tmp_path_factory: Any, table: CostTable) -> None:
     path = tmp_path_factory.mktemp("plans") / "plan.json"
     for strategy in (Strategy.SOLVER, Strategy.TRADY, Strategy.D_DET_RGN):
-        full = table.scope_bytes(full_counts(table), Scope.UPDATE)
+        full = scope_bytes(table, full_counts(table), Scope.UPDATE)
         made = plan_of(table, strategy, budget_bytes=max(1, full), counts=full_counts(table))
         made.save(path)
         assert Plan.load(path) == made

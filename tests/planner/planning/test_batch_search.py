@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cases import Residual
+from tables import backward_macs
 from trady.planner import Priorities, make_plan, trace
 from trady.planner.errors import BudgetError, PlanError
 from trady.planner.planning.batch_search import plan_largest_batch
@@ -56,7 +57,7 @@ def test_a_bounded_backward_pass_bounds_the_batch(
     traced = trace(net, pictures)
     options = {"budget": "60KB", "priorities": priorities, "max_backward_macs": 2_000_000}
     plan = plan_largest_batch(net, pictures, traced=traced, **options)
-    assert plan.table.backward_macs(plan.counts) <= 2_000_000
+    assert backward_macs(plan.table, plan.counts) <= 2_000_000
     with pytest.raises(PlanError, match="--max-backward-macs 2000000"):
         make_plan(net, pictures, batch_size=plan.settings.batch_size + 1, traced=traced, **options)
 

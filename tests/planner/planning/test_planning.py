@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tables import backward_macs
 from trady.planner import Plan, Priorities, calibrate, make_plan, trace
 from trady.planner.errors import BudgetError, PlanError, StrategyError, TracingError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.models.fingerprints import fingerprint
 from trady.planner.options import OptimizerKind, Scope, Strategy
 from trady.planner.priorities.calibration import synthetic_batches, uniform_priorities
@@ -57,7 +59,7 @@ def test_no_plan_exceeds_its_budget(
 ) -> None:
     plan = make_plan(net, pictures, budget=budget, scope=scope, optimizer=optimizer, priorities=priorities)
     assert 0 < getattr(plan.ledger.scopes, scope) <= plan.settings.budget_bytes
-    assert plan.ledger == plan.table.ledger(plan.counts)
+    assert plan.ledger == BatchedLedger(plan.table).of(plan.counts)
 
 
 @pytest.mark.parametrize("strategy", [name for name in Strategy if name is not Strategy.SU])
@@ -108,9 +110,9 @@ def test_patterns_choose_the_candidates(net: nn.Module, pictures: Tensor, priori
 
 def test_a_shallow_plan_costs_fewer_backward_macs(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
     free = make_plan(net, pictures, budget="8KB", priorities=priorities)
-    limit = free.table.backward_macs(free.counts) // 2
+    limit = backward_macs(free.table, free.counts) // 2
     bounded = make_plan(net, pictures, budget="8KB", priorities=priorities, max_backward_macs=limit)
-    assert bounded.table.backward_macs(bounded.counts) <= limit
+    assert backward_macs(bounded.table, bounded.counts) <= limit
     assert bounded.solver.value < free.solver.value
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console, RenderableType
 from torch import nn
 
+from trady.planner.ledger import BatchedLedger
 from trady.planner.plan.plan import Plan
 from trady.planner.planning.planning import make_plan
 from trady.planner.priorities.priorities import LayerPriority, Priorities, PrioritySource
@@ -54,7 +55,7 @@ def plan_of(net: nn.Module, *shape: int, **options: Any) -> Plan:
 
 
 def with_counts(plan: Plan, *counts: int) -> Plan:
-    return plan.model_copy(update={"counts": counts, "ledger": plan.table.ledger(counts)})
+    return plan.model_copy(update={"counts": counts, "ledger": BatchedLedger(plan.table).of(counts)})
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tables import cost_table, cost_tables, full_counts, layer_costs, plan_of
+from tables import cost_table, cost_tables, full_counts, layer_costs, plan_of, scope_bytes
 from trady.planner.errors import StrategyError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import INDEX_BYTES, GroupInput, InputGroup, KeptBytes, Upstream
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan.plan import Plan
 from trady.planner.sampling.budget_state import Purses
-from trady.planner.sampling.schedule import ChannelDraw, draw, draw_runs
+from trady.planner.sampling.draws import ChannelDraw
+from trady.planner.sampling.schedule import draw, draw_runs
 from trady.planner.sampling.strategies import STRATEGIES
 
 FILLING = [s for s in Strategy if s not in (Strategy.SOLVER, Strategy.SU)]
@@ -39,8 +41,8 @@ def as_lists(drawn: ChannelDraw) -> dict[str, list[int]]:
 def plans(draw_: st.DrawFn) -> Plan:
     table = draw_(cost_tables(max_layers=4, max_channels=6))
     scope = draw_(st.sampled_from([Scope.UPDATE, Scope.TRAINING]))
-    least = table.scope_bytes((0,) * len(table.layers), scope)
-    most = table.scope_bytes(full_counts(table), scope)
+    least = scope_bytes(table, (0,) * len(table.layers), scope)
+    most = scope_bytes(table, full_counts(table), scope)
     norms = [tuple(draw_(st.floats(0, 9)) for _ in range(layer.in_channels)) for layer in table.layers]
     return plan_of(
         table,
@@ -63,7 +65,7 @@ def test_no_draw_passes_the_budget(plan: Plan, epoch: int, seed: int, with_obser
         for layer in table.layers[::2]
     }
     drawn = draw(plan, epoch, seed=seed, observed=observed if with_observed else None)
-    ledger = drawn.ledger(table)
+    ledger = drawn.ledger(BatchedLedger(table))
     spent = ledger.scopes.training if plan.settings.scope is Scope.TRAINING else ledger.scopes.update
     assert spent <= plan.settings.budget_bytes
     eligible = {table.layers[index].name for index in plan.strategy.eligible}
@@ -80,7 +82,7 @@ def test_no_draw_passes_the_budget(plan: Plan, epoch: int, seed: int, with_obser
 @given(cost_tables(max_channels=6), st.sampled_from([Scope.UPDATE, Scope.TRAINING]), st.data())
 def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, data: Any) -> None:
     """The budget is set so that exactly the channel asked for fits, or misses by one byte."""
-    purses = Purses(table, scope, 10**9, 1, nested=False)
+    purses = Purses(BatchedLedger(table), scope, 10**9, 1, nested=False)
     taken: dict[str, list[int]] = {}
     for _ in range(data.draw(st.integers(1, 12))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
@@ -92,7 +94,7 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
         assert purses.take(*(np.array([value]) for value in (0, index, channel)))
         taken.setdefault(layer.name, []).append(channel)
         drawn = ChannelDraw(0, {name: np.asarray(found) for name, found in taken.items()})
-        scopes = drawn.ledger(table).scopes
+        scopes = drawn.ledger(BatchedLedger(table)).scopes
         nested_by_chance = sum(
             INDEX_BYTES * (sum(map(len, members.values())) - max(map(len, members.values())))
             for members in drawn.by_group(table).values()
@@ -134,12 +136,12 @@ def test_many_runs_draw_what_each_draws_alone(plan: Plan, epoch: int, seeds: lis
         if index % 2 == 0
     }
     drawn = draw_runs(plan, epoch, seeds, observed=observed if with_observed else None)
-    lines = table.line_model.lines(drawn.counts, drawn.stored, drawn.indexed)
+    lines = BatchedLedger(table).lines(drawn.counts, drawn.stored, drawn.indexed)
     for run, seed in enumerate(seeds):
         seen = {table.layers[index].name: norms[run].tolist() for index, norms in observed.items()}
         alone = draw(plan, epoch, seed=seed, observed=seen if with_observed else None)
         assert as_lists(drawn.of_run(run, table)) == as_lists(alone)
-        ledger = alone.ledger(table).lines.model_dump(exclude={"workspace"})
+        ledger = alone.ledger(BatchedLedger(table)).lines.model_dump(exclude={"workspace"})
         assert {name: int(amounts[run]) for name, amounts in lines.items()} == ledger
 
 
@@ -205,7 +207,7 @@ def test_input_groups_draw_nested_channels() -> None:
     drawn = as_lists(draw(plan, 2, seed=5))
     assert drawn["layer0"] == drawn["layer1"][:3]
     assert drawn["layer2"] == drawn["layer1"][:5]
-    assert draw(plan, 2, seed=5).ledger(table) == table.ledger((3, 7, 5))
+    assert draw(plan, 2, seed=5).ledger(BatchedLedger(table)) == BatchedLedger(table).of((3, 7, 5))
 
 
 def test_medyate_draws_in_proportion_to_observed_norms() -> None:

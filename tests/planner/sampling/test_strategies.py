@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tables import cost_table, layer_costs
 from trady.planner.errors import StrategyError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import GroupInput, InputGroup
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.priorities.priorities import LayerPriority
@@ -40,7 +41,9 @@ LAYERS = st.lists(st.tuples(st.integers(1, 9), st.floats(0.001, 10)), min_size=1
 @given(LAYERS)
 def test_top_k_are_the_fewest_layers_that_hold_97_percent(layers: list[tuple[int, float]]) -> None:
     table = table_of([width for width, _ in layers])
-    found = eligible_layers(LayerRule.TOP_RGN, table, priorities_of(table, [norm for _, norm in layers]), 10**6)
+    found = eligible_layers(
+        LayerRule.TOP_RGN, BatchedLedger(table), priorities_of(table, [norm for _, norm in layers]), 10**6
+    )
     rgn = [width * norm / 7 for width, norm in layers]  # C_W + C_A = 3 + 4
     least = 0.97 * sum(rgn)
     fewest = next(
@@ -58,7 +61,9 @@ def test_top_k_are_the_fewest_layers_that_hold_97_percent(layers: list[tuple[int
 @given(LAYERS, st.integers(1, 400))
 def test_lara_takes_layers_until_the_budget_is_a_fifth_of_them(layers: list[tuple[int, float]], budget: int) -> None:
     table = table_of([width for width, _ in layers])
-    found = eligible_layers(LayerRule.LARA, table, priorities_of(table, [norm for _, norm in layers]), budget)
+    found = eligible_layers(
+        LayerRule.LARA, BatchedLedger(table), priorities_of(table, [norm for _, norm in layers]), budget
+    )
     lara = [norm * width**0.5 / (width * 7) for width, norm in layers]
     memory = [width * 32 for width, _ in layers]  # 12 gradient + 16 stored + 4 index bytes a channel
     assert min(lara[i] for i in found) >= max((x for i, x in enumerate(lara) if i not in found), default=0.0) * (
@@ -72,7 +77,7 @@ def test_lara_takes_layers_until_the_budget_is_a_fifth_of_them(layers: list[tupl
 
 def test_the_full_rule_admits_every_layer() -> None:
     table = table_of([3, 4])
-    assert eligible_layers(LayerRule.FULL, table, priorities_of(table, [1.0, 0.0]), 1) == [0, 1]
+    assert eligible_layers(LayerRule.FULL, BatchedLedger(table), priorities_of(table, [1.0, 0.0]), 1) == [0, 1]
 
 
 def test_scheme_ratios_are_floored() -> None:

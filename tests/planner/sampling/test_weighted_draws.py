@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from tables import cost_table, full_counts, layer_costs, plan_of
+from tables import cost_table, full_counts, layer_costs, plan_of, scope_bytes
 from trady.planner.errors import PlanError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import GroupInput, InputGroup
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Inclusion, OptimizerKind, Scope, Strategy
@@ -40,7 +41,7 @@ def test_counts_are_the_plans_and_no_channel_comes_twice() -> None:
     assert (drawn.counts == of.counts).all()
     for channels in drawn.channels.values():
         assert all(len(set(row)) == len(row) for row in channels.tolist())
-    assert drawn.of_run(7, of.table).ledger(of.table) == of.table.ledger(of.counts)
+    assert drawn.of_run(7, of.table).ledger(BatchedLedger(of.table)) == BatchedLedger(of.table).of(of.counts)
 
 
 def test_members_of_an_input_group_are_nested() -> None:
@@ -90,17 +91,19 @@ def test_the_solver_prefers_the_layer_whose_few_channels_hold_the_norm() -> None
     groups = [InputGroup(inputs=(GroupInput(channel_bytes=18, kept_by=None),)) for _ in range(2)]
     small = cost_table([layer_costs(i, 12, i) for i in range(2)], groups)
     norms = [(1.0,) * 12, (5.5, 5.5, *(0.1,) * 10)]
-    budget = small.scope_bytes((2, 0), Scope.UPDATE)
-    found = solve(small, [12.0, 12.0], Limits(budget, Scope.UPDATE, horizon=2.0), norms)
+    budget = scope_bytes(small, (2, 0), Scope.UPDATE)
+    found = solve(BatchedLedger(small), [12.0, 12.0], Limits(budget, Scope.UPDATE, horizon=2.0), norms)
     assert found.counts == (0, 2)
-    everything = small.scope_bytes(full_counts(small), Scope.UPDATE)
-    assert solve(small, [12.0, 12.0], Limits(everything, Scope.UPDATE), norms).counts == full_counts(small)
+    everything = scope_bytes(small, full_counts(small), Scope.UPDATE)
+    assert solve(BatchedLedger(small), [12.0, 12.0], Limits(everything, Scope.UPDATE), norms).counts == full_counts(
+        small
+    )
 
 
 def test_a_plan_says_how_it_draws_and_loads_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
     of = plan()
     first = draw(of, 0)
-    of = of.model_copy(update={"counts": first.counts(of.table), "ledger": first.ledger(of.table)})
+    of = of.model_copy(update={"counts": first.counts(of.table), "ledger": first.ledger(BatchedLedger(of.table))})
     of.save(tmp_path / "plan.json")
     again = Plan.load(tmp_path / "plan.json")
     assert again.solver.inclusion is Inclusion.WEIGHTED

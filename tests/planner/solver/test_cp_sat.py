@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tables import all_counts, cost_table, cost_tables, full_counts, layer_costs, peak_tables
+from tables import (
+    all_counts,
+    backward_macs,
+    cost_table,
+    cost_tables,
+    full_counts,
+    layer_costs,
+    peak_tables,
+    scope_bytes,
+)
+from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import GroupInput, InputGroup, KeptBytes, Upstream
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope
@@ -35,8 +45,8 @@ def allowed(table: CostTable, counts: tuple[int, ...], limits: Limits) -> bool:
     least = [min(limits.min_channels, layer.in_channels) for layer in table.layers]
     return (
         all(count == 0 or count >= fewest for count, fewest in zip(counts, least, strict=True))
-        and table.scope_bytes(counts, limits.scope) <= limits.budget_bytes
-        and (limits.max_backward_macs is None or table.backward_macs(counts) <= limits.max_backward_macs)
+        and scope_bytes(table, counts, limits.scope) <= limits.budget_bytes
+        and (limits.max_backward_macs is None or backward_macs(table, counts) <= limits.max_backward_macs)
     )
 
 
@@ -44,8 +54,8 @@ def allowed(table: CostTable, counts: tuple[int, ...], limits: Limits) -> bool:
 def problems(draw: st.DrawFn) -> tuple[CostTable, list[float], Limits]:
     table = draw(cost_tables())
     scope = draw(SCOPES)
-    most = max(table.scope_bytes(full_counts(table), scope), 1)
-    macs = table.backward_macs(full_counts(table))
+    most = max(scope_bytes(table, full_counts(table), scope), 1)
+    macs = backward_macs(table, full_counts(table))
     limits = Limits(
         draw(st.integers(1, most)),
         scope,
@@ -60,7 +70,7 @@ def problems(draw: st.DrawFn) -> tuple[CostTable, list[float], Limits]:
 @given(problems())
 def test_exhaustive_search_agrees(problem: tuple[CostTable, list[float], Limits]) -> None:
     table, values, limits = problem
-    found = solve(table, values, limits)
+    found = solve(BatchedLedger(table), values, limits)
     worth = {
         counts: value_of(table, values, counts, limits.horizon)
         for counts in all_counts(table)
@@ -75,7 +85,7 @@ def test_exhaustive_search_agrees(problem: tuple[CostTable, list[float], Limits]
     assert found.value == pytest.approx(worth[found.counts], rel=EXACT)
     assert found.bound >= best * (1 - EXACT)
     assert worth[found.counts] >= best * (1 - TOLERANCE - EXACT)
-    residuals = {counts: table.ledger(counts).lines.residuals for counts in worth}
+    residuals = {counts: BatchedLedger(table).of(counts).lines.residuals for counts in worth}
     near = min(residuals[counts] for counts in worth if worth[counts] >= best * (1 - TOLERANCE / 2))
     assert residuals[found.counts] <= near * (1 + TOLERANCE)
 
@@ -83,7 +93,7 @@ def test_exhaustive_search_agrees(problem: tuple[CostTable, list[float], Limits]
 @settings(max_examples=15, deadline=None)
 @given(problems())
 def test_the_same_problem_gives_the_same_counts(problem: tuple[CostTable, list[float], Limits]) -> None:
-    assert solve(*problem) == solve(*problem)
+    assert solve(BatchedLedger(problem[0]), *problem[1:]) == solve(BatchedLedger(problem[0]), *problem[1:])
 
 
 @pytest.mark.parametrize("scope", list(Scope))
@@ -92,12 +102,12 @@ def test_the_same_problem_gives_the_same_counts(problem: tuple[CostTable, list[f
 def test_a_budget_gives_the_same_counts_whichever_were_solved_before(scope: Scope, data: st.DataObject) -> None:
     table = data.draw(peak_tables() if scope is Scope.PEAK else cost_tables())
     values = data.draw(VALUES)[: len(table.layers)]
-    most = max(table.scope_bytes(full_counts(table), scope), 1)
+    most = max(scope_bytes(table, full_counts(table), scope), 1)
     budgets = data.draw(st.lists(st.integers(1, most), min_size=2, max_size=4))
     limits = Limits(1, scope)
-    program = Program(table, values, limits)
+    program = Program(BatchedLedger(table), values, limits)
     for budget in budgets:
-        assert program.solve(budget) == solve(table, values, replace(limits, budget_bytes=budget))
+        assert program.solve(budget) == solve(BatchedLedger(table), values, replace(limits, budget_bytes=budget))
 
 
 @given(st.integers(1, 3000), st.floats(1.0, 50.0), st.floats(0, 1e12))
@@ -135,13 +145,13 @@ def test_coverage_is_that_of_independent_draws(share: float, draws: int) -> None
 
 def test_nothing_fits_is_a_status() -> None:
     table = cost_table([layer_costs(0, 4, 0)], [InputGroup(inputs=(GroupInput(channel_bytes=10, kept_by=None),))])
-    found = solve(table, [1.0], Limits(11, Scope.UPDATE))
+    found = solve(BatchedLedger(table), [1.0], Limits(11, Scope.UPDATE))
     assert (found.status, found.counts, found.gap) == (SolverStatus.INFEASIBLE, (0,), found.gap)
 
 
 def test_a_budget_beyond_any_memory_takes_everything() -> None:
     table = cost_table([layer_costs(0, 4, 0)], [InputGroup(inputs=(GroupInput(channel_bytes=10, kept_by=None),))])
-    assert solve(table, [1.0], Limits(10**24, Scope.UPDATE)).counts == (4,)
+    assert solve(BatchedLedger(table), [1.0], Limits(10**24, Scope.UPDATE)).counts == (4,)
 
 
 def test_equal_values_go_to_the_shallower_layer() -> None:
@@ -151,5 +161,5 @@ def test_equal_values_go_to_the_shallower_layer() -> None:
     table = cost_table(
         [layer_costs(0, 4, 0), layer_costs(1, 4, 1)], groups, [Upstream(always=False, layers=((0, 0),))], kept
     )
-    one_layer = table.scope_bytes((4, 0), Scope.UPDATE)
-    assert solve(table, [1.0, 1.0], Limits(one_layer, Scope.UPDATE, horizon=1.0)).counts == (0, 4)
+    one_layer = scope_bytes(table, (4, 0), Scope.UPDATE)
+    assert solve(BatchedLedger(table), [1.0, 1.0], Limits(one_layer, Scope.UPDATE, horizon=1.0)).counts == (0, 4)

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from cases import Residual
+from tables import backward_macs
 from trady.planner import Priorities, Study, calibrate, make_plan, study
 from trady.planner.errors import BudgetError, StudyError, TradyError
+from trady.planner.ledger import BatchedLedger
 from trady.planner.options import DType, OptimizerKind, Scope
 from trady.planner.planning.requests import Request, cheapest_layer
 from trady.planner.priorities.calibration import synthetic_batches
@@ -71,7 +73,7 @@ def test_every_row_is_the_plan_of_its_setting(
         assert row.bought.scopes == plan.ledger.scopes.model_dump()
         assert row.bought.used_bytes == plan.ledger.scopes.of(scope) <= setting.budget_bytes
         assert row.bought.value == pytest.approx(plan.solver.value)
-        assert row.bought.backward_macs == plan.table.backward_macs(plan.counts)
+        assert row.bought.backward_macs == backward_macs(plan.table, plan.counts)
         parts = ("gradient_bytes", "stored_bytes", "optimizer_bytes", "index_bytes")
         by_layer = sum(getattr(layer, part) for layer in row.bought.layers for part in parts)
         assert by_layer == plan.ledger.scopes.update
@@ -276,7 +278,7 @@ def test_the_price_of_the_next_kilobyte_is_that_of_the_best_next_channel(
         if count < layer.in_channels:
             more = [*plan.counts]
             more[index] += 1
-            cost = plan.table.ledger(more).scopes.update - spent
+            cost = BatchedLedger(plan.table).of(more).scopes.update - spent
             covered = [1 - (1 - channels / layer.in_channels) ** plan.solver.horizon for channels in (count, count + 1)]
             gained = plan.layer_values[index] * (covered[1] - covered[0]) / sum(plan.layer_values)
             best = max(best, gained / cost * 1000 if cost else 0.0)
@@ -338,10 +340,10 @@ def test_least_budget_is_brute_force(net: nn.Module, pictures: torch.Tensor) -> 
     for scope, optimizer in itertools.product((Scope.UPDATE, Scope.TRAINING), OptimizerKind):
         plan = make_plan(net, pictures, budget="1MB", scope=scope, optimizer=optimizer)
         request = Request(1, scope, optimizer, plan.strategy.name, None, 5, 1, None, None)
-        index, least = cheapest_layer(plan.table, request)
+        index, least = cheapest_layer(BatchedLedger(plan.table), request)
         sizes = []
         for place in range(len(plan.table.layers)):
             counts = [0] * len(plan.table.layers)
             counts[place] = 1
-            sizes.append(plan.table.ledger(counts).scopes.of(scope))
+            sizes.append(BatchedLedger(plan.table).of(counts).scopes.of(scope))
         assert (sizes.index(min(sizes)), min(sizes)) == (index, least)
