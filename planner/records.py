@@ -1,14 +1,53 @@
-"""What everything that is stored is made of."""
+"""What everything that is stored is made of, and everything that is asked for."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 #: A whole number of things, 0 or more.
 Count = Annotated[int, Field(ge=0)]
+#: A whole number of things, 1 or more.
+Whole = Annotated[int, Field(ge=1)]
 
 
 class Record(BaseModel):
     """Base of everything stored in a file: no unknown fields, no silent conversions, no changes."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field of a record is asked for on a command line, in its annotation.
+
+    Args:
+        help: What it does, on one line.
+        metavar: What stands for its value.
+        name: The option's own name where it is not the field's.
+        parameter: Name of the command's argument where it is not the field's.
+        type: Type of the value as typed, a click type; by default what the annotation says.
+        default: As typed, where it is not the field's.
+    """
+
+    help: str
+    metavar: str | None = None
+    name: str = ""
+    parameter: str = ""
+    type: Any = None
+    default: Any = None
+
+
+def problems_of(error: ValidationError) -> str:
+    """Every value that a record refused: ``Epochs must be 1 or more, got 0.``."""
+    told = []
+    for problem in error.errors():
+        bounds = problem.get("ctx", {})
+        rule = problem["msg"].removeprefix("Input should be ")
+        if "ge" in bounds:
+            rule = f"{bounds['ge']:g} or more"
+        elif "gt" in bounds:
+            rule = f"above {bounds['gt']:g}"
+        name = ".".join(map(str, problem["loc"])).replace("_", " ").capitalize()
+        told.append(f"{name} must be {rule}, got {problem['input']!r}.")
+    return " ".join(told)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -17,29 +17,19 @@ from trady.planner.cli.messages import (
     stages,
     tell_written,
 )
+from trady.planner.cli.options import Command, options_of, values
 from trady.planner.options import (
-    DEFAULT_OPTIMIZER,
     DType,
-    Inclusion,
     MemoryFormat,
     NormMode,
-    OptimizerKind,
-    Scope,
-    Strategy,
 )
+from trady.planner.planning import ChoiceOptions
 from trady.planner.units import parse_bytes
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FLOATS = [kind.value for kind in DType if kind is not DType.INT8]
 _RECORDING = "gradients.safetensors"
 #: Options of trady-profile that do not say which model.
 _ABOUT_PROFILE = {"output", "as_json", "macs", "norm", "record", "trace", "lr"}
-
-
-def values(kind: Any) -> click.Choice[str]:
-    """The values of an enum as the choices of an option."""
-    return click.Choice([member.value for member in kind])
 
 
 class _BatchSize(click.ParamType[int | Literal["max"]]):
@@ -91,23 +81,6 @@ def loading_options(command: Command) -> Command:
     return _with_options(command, options)
 
 
-def choice_options(command: Command) -> Command:
-    """Options that say what may be chosen, shared by every command that chooses."""
-    options = [
-        click.option("--scope", type=values(Scope), default="update", help="What the budget holds."),
-        click.option("--epochs", type=click.IntRange(min=1), default=50, help="Planned epochs."),
-        click.option("--only", multiple=True, metavar="PATTERN", help="Draw only from layers whose name matches."),
-        click.option("--exclude", multiple=True, metavar="PATTERN", help="Draw from no layer whose name matches."),
-        click.option("--max-depth", type=click.IntRange(min=1), metavar="N", help="Draw only from the last N layers."),
-        click.option("--max-backward-macs", type=click.IntRange(min=1), metavar="N", help="Bound the backward pass."),
-        click.option("--min-channels", type=click.IntRange(min=1), default=1, help="Fewest channels of a layer."),
-        click.option("--horizon", type=float, metavar="DRAWS", help="Draws the value looks ahead.  [default: 4]"),
-        click.option("--train-bias", is_flag=True, help="Train the bias of each drawn layer."),
-        click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'."),
-    ]  # fmt: skip
-    return _with_options(command, options)
-
-
 def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     for option in reversed(options):
         command = option(command)
@@ -122,6 +95,7 @@ def step_options(command: Command) -> Command:
         click.option("--amp", type=click.Choice(_FLOATS[1:]), help="Run under autocast."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device to plan for."),
         click.option("--memory-format", type=values(MemoryFormat), default="contiguous", help="Layout."),
+        click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'."),
     ]  # fmt: skip
     return _with_options(command, options)
 
@@ -129,18 +103,11 @@ def step_options(command: Command) -> Command:
 @click.command("trady-plan", context_settings=CONTEXT)
 @model_options
 @step_options
-@choice_options
-@click.option("--budget", required=True, metavar="SIZE", help="Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.")
+@options_of(ChoiceOptions)
 @click.option(
     "--batch-size", type=_BatchSize(), default="1", help="Samples of a micro-batch, or max: the most that fit."
 )
 @click.option("--min-value", type=click.FloatRange(0, 1), help="Least value with --batch-size max.  [default: 0]")
-@click.option("--optimizer", type=values(OptimizerKind), default=DEFAULT_OPTIMIZER.value, help="Its state counts.")
-@click.option("--strategy", type=values(Strategy), default="solver", help="How layers and channels are chosen.")
-@click.option(
-    "--inclusion", type=values(Inclusion), default="uniform", help="Draw a layer's channels alike, or by norm."
-)
-@click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
 @click.option("--priorities", type=click.Path(path_type=Path), help="File made by trady-profile.")
 @click.option("-o", "--output", type=output_path(), help="Write the plan (JSON).")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON instead of tables.")

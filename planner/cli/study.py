@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trady.planner.cli.messages import CONTEXT, errors_told, tell_written
-from trady.planner.cli.plan import choice_options, loading_options, values
+from trady.planner.cli.options import options_of, values
+from trady.planner.cli.plan import loading_options
 from trady.planner.errors import StudyError
 from trady.planner.options import DEFAULT_OPTIMIZER, DType, MemoryFormat, NormMode, OptimizerKind, choose
+from trady.planner.planning import ChoiceOptions
 
 if TYPE_CHECKING:
     from trady.planner.studies import Axes, Common, ModelSpec, Study
@@ -28,7 +30,8 @@ _FLOATS: Final = [kind.value for kind in DType if kind is not DType.INT8]
 @click.command("trady-study", context_settings=CONTEXT)
 @click.argument("models", nargs=-1, required=True)
 @loading_options
-@choice_options
+@options_of(ChoiceOptions, leave_out=("budget_bytes", "optimizer", "strategy", "inclusion", "scheme"))
+@click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'.")
 @click.option("--budgets", metavar="SIZES", help="32KB:4MB:24 (equal ratios), 64KB,256KB, or both.  [default: 24]")
 @click.option("--target-coverage", type=float, metavar="SHARE", help="Instead: the smallest budget that reaches it.")
 @click.option("--batch-sizes", default="1", metavar="SIZES", help="1,8,32 or 1:64:7.")

@@ -1,4 +1,5 @@
 from .batch_search import plan_largest_batch as plan_largest_batch
+from .choice_options import ChoiceOptions as ChoiceOptions
 from .planning import ModelSource as ModelSource
 from .planning import make_plan as make_plan
 from .preparation import DEFAULT_BATCH_SIZE as DEFAULT_BATCH_SIZE
@@ -13,7 +14,6 @@ from .replanning import layer_priorities as layer_priorities
 from .replanning import replan as replan
 from .requests import NOTHING_FOUND as NOTHING_FOUND
 from .requests import NOTHING_OF_WORTH as NOTHING_OF_WORTH
-from .requests import Request as Request
 from .requests import cheapest_layer as cheapest_layer
 from .requests import no_layer_fits as no_layer_fits
 from .selection import candidate_layers as candidate_layers

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
+from typing import Final, Unpack
 
 from torch import nn
 
 from trady.planner.errors import PlanError, TracingError
-from trady.planner.models import Inputs, LossFunction
+from trady.planner.models import Inputs
 from trady.planner.plan import Plan
-from trady.planner.planning.planning import ModelSource, make_plan
+from trady.planner.planning.planning import ModelSource, PlanKeywords, make_plan
 from trady.planner.priorities import Priorities, priorities_without_data
 from trady.planner.tracing import Trace
 from trady.planner.units import format_share
@@ -19,16 +19,7 @@ MOST_SAMPLES: Final = 1 << 20
 
 
 def plan_largest_batch(
-    model: nn.Module,
-    inputs: Inputs,
-    *,
-    traced: Trace,
-    min_value: float = 0.0,
-    priorities: Priorities | Callable[[], Priorities] | None = None,
-    loss: LossFunction | None = None,
-    source: ModelSource | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-    **options: Any,
+    model: nn.Module, inputs: Inputs, *, min_value: float = 0.0, **options: Unpack[PlanKeywords]
 ) -> Plan:
     """The plan of the largest batch size under which the budget still trains something that is worth it.
 
@@ -37,33 +28,34 @@ def plan_largest_batch(
     Args:
         model: The module.
         inputs: Example inputs.
-        traced: Its trace, at several batch sizes: made without ``batch_sizes``.
         min_value: Least value of the plan, as a share of the value of training everything; 0 for anything.
-        priorities: As for :func:`trady.planner.planning.planning.make_plan`, and so are the following.
-        loss: ``loss(outputs, targets)``.
-        source: Record of how the model was built.
-        progress: Called with a line of text before each stage.
-        **options: Its other options, the batch size left out.
+        **options: As for :func:`trady.planner.make_plan`, the batch size left out; ``traced`` is needed, made without
+            ``batch_sizes``.
+
+    Returns:
+        The plan.
 
     Raises:
         BudgetError: Not even one sample fits.
         PlanError: The value is not reached with one sample, or any batch size fits.
     """
-    origin = source or ModelSource()
+    traced, say = options["traced"], options.get("progress") or (lambda _: None)
+    assert traced is not None
+    source, priorities = options.get("source") or ModelSource(), options.get("priorities")
 
     @cache
     def known() -> Priorities:
         """Gradient norms, found once, when a budget turns out to train something."""
         if callable(priorities):
             return priorities()
-        progress("Finding priorities")
-        return priorities or priorities_without_data(model, inputs, traced, loss, has_weights=origin.has_weights)
+        say("Finding priorities")
+        loss, has_weights = options.get("loss"), source.has_weights
+        return priorities or priorities_without_data(model, inputs, traced, loss, has_weights=has_weights)
 
     def plan_at(size: int) -> Plan:
-        progress(f"Planning with batch size {size:,}")
-        return make_plan(
-            model, inputs, traced=traced, batch_size=size, priorities=known, loss=loss, source=origin, **options
-        )
+        say(f"Planning with batch size {size:,}")
+        of_size: PlanKeywords = {**options, "batch_size": size, "priorities": known, "progress": None}
+        return make_plan(model, inputs, **of_size)
 
     best = _smallest(plan_at, traced)
     if best.solver.value < min_value:
@@ -73,8 +65,8 @@ def plan_largest_batch(
         )
     low = best.settings.batch_size
     high = 2 * low
-    while high <= MOST_SAMPLES and (found := _worth(plan_at, high, min_value)) is not None:
-        best, low, high = found, high, 2 * high
+    while high <= MOST_SAMPLES and (larger := _worth(plan_at, high, min_value)) is not None:
+        best, low, high = larger, high, 2 * high
     if high > MOST_SAMPLES:
         raise PlanError(
             f"Any batch size fits: with {low:,} samples {', '.join(best.chosen)} still trains, for what the budget of "
@@ -83,11 +75,11 @@ def plan_largest_batch(
         )
     while high - low > 1:
         middle = (low + high) // 2
-        found = _worth(plan_at, middle, min_value)
-        if found is None:
+        tried = _worth(plan_at, middle, min_value)
+        if tried is None:
             high = middle
         else:
-            best, low = found, middle
+            best, low = tried, middle
     return best
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Required, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from trady.planner.models import (
     tensor_lines,
 )
 from trady.planner.options import (
-    DEFAULT_OPTIMIZER,
     DType,
     Inclusion,
     MemoryFormat,
@@ -29,11 +28,10 @@ from trady.planner.options import (
     Scope,
     Strategy,
     choose,
-    read_patterns,
 )
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
+from trady.planner.planning.choice_options import ChoiceOptions
 from trady.planner.planning.replanning import with_first_draw
-from trady.planner.planning.requests import Request
 from trady.planner.planning.selection import (
     candidate_layers,
     check_some_layer_fits,
@@ -49,7 +47,6 @@ from trady.planner.priorities import (
 )
 from trady.planner.sampling import draw
 from trady.planner.tracing import Layer, Trace, trace
-from trady.planner.units import parse_bytes
 
 #: Concentration of the norms from which drawing by norm is suggested: MiniLM has 0.43, the papers' convolutional
 #: networks 0.09 to 0.14.
@@ -75,159 +72,153 @@ class ModelSource:
     pictures: PictureRecord | None = None
 
 
-def make_plan(
-    model: nn.Module,
-    inputs: Inputs,
-    *,
-    budget: int | str,
-    scope: Scope | str = Scope.UPDATE,
-    batch_size: int | None = None,
-    optimizer: OptimizerKind | str = DEFAULT_OPTIMIZER,
-    epochs: int = 50,
-    strategy: Strategy | str = Strategy.SOLVER,
-    priorities: Priorities | Callable[[], Priorities] | None = None,
-    loss: LossFunction | None = None,
-    targets: Any = None,
-    norm: NormMode | str = NormMode.FROZEN,
-    dtype: DType | str | None = None,
-    amp: DType | str | None = None,
-    device: str = "cpu",
-    memory_format: MemoryFormat | str = MemoryFormat.CONTIGUOUS,
-    head: str = "auto",
-    train: str | Sequence[str] = (),
-    train_bias: bool = False,
-    only: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    max_depth: int | None = None,
-    max_backward_macs: int | None = None,
-    min_channels: int = 1,
-    horizon: float | None = None,
-    inclusion: Inclusion | str = Inclusion.UNIFORM,
-    scheme: Mapping[str, float] | str | None = None,
-    source: ModelSource | None = None,
-    traced: Trace | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Plan:
+class StepKeywords(TypedDict, total=False):
+    """How the step is run: what :func:`trady.planner.trace` takes, the batch sizes left out."""
+
+    norm: NormMode | str
+    loss: LossFunction | None
+    targets: Any
+    dtype: DType | str | None
+    amp: DType | str | None
+    device: str
+    memory_format: MemoryFormat | str
+    head: str
+    train: str | Sequence[str]
+
+
+class ChoiceKeywords(TypedDict, total=False):
+    """What may be chosen: :class:`ChoiceOptions` as a user gives them."""
+
+    budget: Required[int | str]
+    scope: Scope | str
+    optimizer: OptimizerKind | str
+    epochs: int
+    strategy: Strategy | str
+    only: str | Sequence[str]
+    exclude: str | Sequence[str]
+    max_depth: int | None
+    max_backward_macs: int | None
+    min_channels: int
+    horizon: float | None
+    train_bias: bool
+    inclusion: Inclusion | str
+    scheme: Mapping[str, float] | str | None
+
+
+class PlanKeywords(StepKeywords, ChoiceKeywords, total=False):
+    """Everything that :func:`make_plan` takes beside the model and its inputs."""
+
+    batch_size: int | None
+    priorities: Priorities | Callable[[], Priorities] | None
+    source: ModelSource | None
+    traced: Trace | None
+    progress: Callable[[str], None] | None
+
+
+def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords]) -> Plan:
     """Choose what to train within a budget.
 
     Args:
         model: The module, its head already the wanted one (:func:`trady.planner.models.heads.replace_head`).
         inputs: Example inputs: a tensor ``[B, ...]``, positional arguments, or keyword arguments.
-        budget: Bytes, or text such as ``"256KB"``.
-        scope: What the budget holds: ``"update"`` (the drawn channels' own memory), ``"training"`` (all that
-            training adds to inference's weights) or ``"peak"`` (the most that is live at any moment of a step).
-        batch_size: Samples of a micro-batch; by default those of ``inputs``.
-        optimizer: ``"sinkgd"``, ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
-        epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
-        strategy: ``"solver"``, or one of the papers' by name.
-        priorities: Gradient norms, or a function that measures them, called once the budget is known to train
+        **options: ``budget``: bytes, or text such as ``"256KB"``; the fields of :class:`ChoiceOptions` say what it
+            holds and what may be chosen.
+            ``batch_size``: samples of a micro-batch; by default those of ``inputs``.
+            ``norm``, ``loss``, ``targets``, ``dtype``, ``amp``, ``device``, ``memory_format``, ``head`` and ``train``:
+            how the step is run, as for :func:`trady.planner.trace`; ``dtype="int8"`` is accounting in scope ``update``.
+            ``priorities``: gradient norms, or a function that measures them, called once the budget is known to train
             something; by default measured on synthetic inputs, uniform where nothing can be measured.
-        loss: ``loss(outputs, targets)``; by default the model's own, else cross-entropy.
-        targets: Example targets for ``loss``.
-        norm: ``"frozen"`` or ``"train"``.
-        dtype: Element type to cast the model to; ``"int8"`` is accounting in scope ``update``.
-        amp: Autocast element type.
-        device: Device planned for.
-        memory_format: ``"contiguous"`` or ``"channels_last"``.
-        head: ``"auto"``, ``"none"`` or a layer's name: what is always trained and never drawn.
-        train: Patterns of parameters that are always trained too.
-        train_bias: Train the bias of each drawn layer.
-        only: Patterns of layer names to draw from.
-        exclude: Patterns of layer names not to draw from.
-        max_depth: Draw from the last so many layers only.
-        max_backward_macs: Most multiply-adds of a backward pass.
-        min_channels: Fewest channels of a chosen layer.
-        horizon: Draws the solver's value looks ahead; 4 by default. The more, the more layers share the budget; 1
-            prefers nothing but the largest norms.
-        inclusion: ``"uniform"`` draws the channels of a layer alike, ``"weighted"`` those with larger norms more often:
-            for layers whose norm lies in a few channels, as transformers' does.
-        scheme: For ``su``: layer name -> ratio, or the name of a published scheme.
-        source: Record of how the model was built.
-        traced: A trace of this very model, to save tracing it again; norm mode, types, device, layout and head are
-            then the trace's.
-        progress: Called with a line of text before each stage.
+            ``source``: record of how the model was built.
+            ``traced``: a trace of this very model, to save tracing it again; how the step is run is then the trace's.
+            ``progress``: called with a line of text before each stage.
+
+    Returns:
+        The plan: what trains, within which bytes, and everything it was made from.
 
     Raises:
         BudgetError: The budget trains no layer; the smallest that does is named.
         PlanError: Options contradict each other, or leave no layer to train.
         TracingError: The step cannot be followed.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> plan = make_plan(net, torch.randn(2, 3, 8, 8), budget="4KB", optimizer="sgd")
+        >>> plan.ledger.scopes.update <= 4000, sorted(plan.chosen)
+        (True, ['0', '2'])
     """
-    request = Request(
-        budget_bytes=parse_bytes(budget),
-        scope=choose(Scope, scope, "Scope"),
-        optimizer=choose(OptimizerKind, optimizer, "Optimizer"),
-        strategy=choose(Strategy, strategy, "Strategy"),
-        dtype=None if dtype is None else choose(DType, dtype, "Element type"),
-        epochs=epochs,
-        min_channels=min_channels,
-        max_backward_macs=max_backward_macs,
-        horizon=horizon,
-        inclusion=choose(Inclusion, inclusion, "Inclusion"),
-    )
-    request.check(scheme)
-    say = progress or _silent
-    size = batch_size_of(inputs) if batch_size is None else batch_size
-    if size < 1:
-        raise PlanError(f"Batch size must be 1 or more, got {size}.")
-    if traced is None:
-        say("Tracing one training step")
-        traced = trace(
-            model,
-            inputs,
-            norm=norm,
-            loss=loss,
-            targets=targets,
-            dtype=dtype,
-            amp=amp,
-            device=device,
-            memory_format=memory_format,
-            head=head,
-            train=read_patterns(train),
-            batch_sizes=(size,),
-        )
-    _check_same_model(traced, model)
-    traced = traced.at(size)
-    layers = candidate_layers(traced, read_patterns(only), read_patterns(exclude), max_depth)
+    unknown = options.keys() - PlanKeywords.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"make_plan() got an unexpected keyword argument {min(unknown)!r}")
+    if "budget" not in options:
+        raise TypeError("make_plan() missing 1 required keyword-only argument: 'budget'")
+    asked, say = ChoiceOptions.read(options), options.get("progress") or _silent
+    given = options.get("dtype")
+    dtype = None if given is None else choose(DType, given, "Element type")
+    asked.check(dtype)
+    # 1. What one step keeps, and the layers whose channels may be drawn.
+    traced = _traced(model, inputs, options, say)
+    layers = candidate_layers(traced, asked.only, asked.exclude, asked.max_depth)
+    # 2. What every channel and operation costs; kernels are measured later, where they matter.
     say("Following what the step releases")
-    tables = _tables(model, traced, layers, request, train_bias)
-    check_some_layer_fits(tables, request)
+    tables = _tables(model, traced, layers, asked, dtype)
+    check_some_layer_fits(tables, asked)
     convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
-    counts = scheme_counts_of(request, tables, scheme, convolutions)
-    origin = source or ModelSource()
+    counts = scheme_counts_of(asked, tables, convolutions)
+    # 3. What every channel is worth.
+    source, priorities = options.get("source") or ModelSource(), options.get("priorities")
     if priorities is None:
         say("Finding priorities without data")
-        priorities = priorities_without_data(model, inputs, traced, loss, has_weights=origin.has_weights)
+        loss = options.get("loss")
+        priorities = priorities_without_data(model, inputs, traced, loss, has_weights=source.has_weights)
     elif callable(priorities):
         priorities = priorities()
-    found = priorities_of(layers, priorities)
+    of_layers = priorities_of(layers, priorities)
+    # 4. The choice, and the plan that records it.
     say("Choosing layers and channels")
-    chosen = choose_channels(request, tables, found, model, counts)
-    settings = _settings(request, traced, train_bias)
+    chosen = choose_channels(asked, tables, of_layers, model, counts)
+    settings = _settings(asked, traced, dtype)
     plan = Plan(
-        model=_model_record(model, inputs, traced, origin),
+        model=_model_record(model, inputs, traced, source),
         settings=settings,
         strategy=chosen.strategy,
         priorities=_priority_record(priorities),
         solver=chosen.solver,
         counts=chosen.counts,
         ledger=tables.ledger.of(chosen.counts),
-        norms=tuple(_short(layer.channel_norms) for layer in found),
+        norms=tuple(_short(layer.channel_norms) for layer in of_layers),
         table=tables.table,
         not_drawn=traced.not_drawn,
         unaccounted=traced.unaccounted,
-        notes=_notes(traced, priorities, settings, tables.note) + _advice(request, priorities),
+        notes=_notes(traced, priorities, settings, tables.note) + _advice(asked, priorities),
     )
-    return plan if request.strategy is Strategy.SOLVER else _with_first_draw(plan, tables)
+    return plan if asked.strategy is Strategy.SOLVER else _with_first_draw(plan, tables)
+
+
+def _traced(model: nn.Module, inputs: Inputs, options: PlanKeywords, say: Callable[[str], None]) -> Trace:
+    """The given trace, or one made as the options say, at the planned batch size."""
+    batch_size, traced = options.get("batch_size"), options.get("traced")
+    size = batch_size_of(inputs) if batch_size is None else batch_size
+    if size < 1:
+        raise PlanError(f"Batch size must be 1 or more, got {size}.")
+    if traced is None:
+        say("Tracing one training step")
+        given = {name: value for name, value in options.items() if name in StepKeywords.__annotations__}
+        step = cast(StepKeywords, given)
+        traced = trace(model, inputs, batch_sizes=(size,), **step)
+    _check_same_model(traced, model)
+    return traced.at(size)
 
 
 def _tables(
-    model: nn.Module, traced: Trace, layers: Sequence[Layer], request: Request, train_bias: bool
+    model: nn.Module, traced: Trace, layers: Sequence[Layer], asked: ChoiceOptions, dtype: DType | None
 ) -> RefinedTable:
     """The candidate layers' costs; kernels can be measured unless the weights have no memory."""
 
     def build(memory: StepMemory | None) -> CostTable:
         return build_cost_table(
-            traced, layers, optimizer=request.optimizer, dtype=request.dtype, train_bias=train_bias, memory=memory
+            traced, layers, optimizer=asked.optimizer, dtype=dtype, train_bias=asked.train_bias, memory=memory
         )
 
     return RefinedTable(traced, build, measure=not is_on_meta(model))
@@ -256,21 +247,21 @@ def _check_same_model(traced: Trace, model: nn.Module) -> None:
         )
 
 
-def _settings(request: Request, traced: Trace, train_bias: bool) -> Settings:
+def _settings(asked: ChoiceOptions, traced: Trace, dtype: DType | None) -> Settings:
     """How the traced step is run; int8 is an accounting of a float32 trace."""
     step = traced.settings
     return Settings(
-        budget_bytes=request.budget_bytes,
-        scope=request.scope,
+        budget_bytes=asked.budget_bytes,
+        scope=asked.scope,
         batch_size=traced.batch_size,
-        epochs=request.epochs,
-        optimizer=request.optimizer,
+        epochs=asked.epochs,
+        optimizer=asked.optimizer,
         norm=step.norm,
-        dtype=DType.INT8 if request.dtype is DType.INT8 else _dtype_named(step.dtype),
+        dtype=DType.INT8 if dtype is DType.INT8 else _dtype_named(step.dtype),
         amp=_dtype_named(step.amp),
         device=step.device,
         memory_format=step.memory_format,
-        train_bias=train_bias,
+        train_bias=asked.train_bias,
         train=tuple(sorted(traced.train_patterns)),
         torch_version=torch.__version__,
     )
@@ -324,9 +315,9 @@ def _notes(traced: Trace, priorities: Priorities, settings: Settings, peak_note:
     return tuple([*notes, peak_note] if peak_note else notes)
 
 
-def _advice(request: Request, priorities: Priorities) -> tuple[str, ...]:
+def _advice(asked: ChoiceOptions, priorities: Priorities) -> tuple[str, ...]:
     """What the norms suggest that was not asked for."""
-    is_uniform = request.strategy is Strategy.SOLVER and request.inclusion is Inclusion.UNIFORM
+    is_uniform = asked.strategy is Strategy.SOLVER and asked.inclusion is Inclusion.UNIFORM
     share = priorities.concentration
     if not is_uniform or priorities.source is PrioritySource.UNIFORM or share < _CONCENTRATED:
         return ()

@@ -8,7 +8,8 @@ from trady.planner.errors import StrategyError
 from trady.planner.ledger import FORWARD_CONVOLUTIONS, BatchedLedger
 from trady.planner.options import Strategy, choose
 from trady.planner.plan import NOT_SOLVED, Plan, StrategyRecord
-from trady.planner.planning.requests import Request, no_layer_fits
+from trady.planner.planning.choice_options import ChoiceOptions
+from trady.planner.planning.requests import no_layer_fits
 from trady.planner.priorities import LayerPriority
 from trady.planner.sampling import (
     DEFAULT_HORIZON,
@@ -66,7 +67,7 @@ def with_first_draw(plan: Plan) -> Plan:
     first = draw(plan, 0, ledger=costs)
     counts = first.counts(plan.table)
     if not any(counts):
-        raise no_layer_fits(costs, _request(plan), plan.strategy.eligible)
+        raise no_layer_fits(costs, _asked(plan), plan.strategy.eligible)
     dynamic = STRATEGIES[plan.strategy.name].dynamic
     horizon = min(DEFAULT_HORIZON, float(plan.settings.epochs)) if dynamic else 1.0
     reached = fsum(covered_shares(plan.layer_values, plan.table, counts, horizon))
@@ -96,24 +97,20 @@ def _solved(plan: Plan) -> Plan:
     from trady.planner.planning.selection import solved  # torch and ortools, which the other strategies do not need
 
     costs = BatchedLedger(plan.table)
-    choice = solved(_request(plan), costs, layer_priorities(plan))
+    choice = solved(_asked(plan), costs, layer_priorities(plan))
     ledger = costs.of(choice.counts)
     update = {"strategy": choice.strategy, "solver": choice.solver, "counts": choice.counts, "ledger": ledger}
     return plan.model_copy(update=update)
 
 
-def _request(plan: Plan) -> Request:
+def _asked(plan: Plan) -> ChoiceOptions:
     settings = plan.settings
-    return Request(
+    return ChoiceOptions(
         budget_bytes=settings.budget_bytes,
         scope=settings.scope,
         optimizer=settings.optimizer,
         strategy=plan.strategy.name,
-        dtype=settings.dtype,
         epochs=settings.epochs,
-        min_channels=1,
-        max_backward_macs=None,
-        horizon=None,
     )
 
 

@@ -1,6 +1,6 @@
 """Choosing what to train: which layers are candidates, and how many channels each strategy gives them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -12,10 +12,10 @@ from trady.planner.errors import PlanError
 from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.options import Inclusion, Scope, Strategy
 from trady.planner.plan import NOT_SOLVED, SolverRecord, StrategyRecord
+from trady.planner.planning.choice_options import ChoiceOptions
 from trady.planner.planning.requests import (
     NOTHING_FOUND,
     NOTHING_OF_WORTH,
-    Request,
     cheapest_layer,
     least_counts,
     no_layer_fits,
@@ -97,21 +97,21 @@ def _num_norms(priorities: Priorities, layer: Layer) -> int:
     return 0 if found is None else len(found.channel_norms)
 
 
-def check_some_layer_fits(tables: RefinedTable, request: Request) -> None:
+def check_some_layer_fits(tables: RefinedTable, asked: ChoiceOptions) -> None:
     """Tell a hopeless budget before the work.
 
     Raises:
         BudgetError: No layer fits; the smallest budget that trains one is named.
         PlanError: The budget is of the peak, and the peak is not known.
     """
-    if request.scope is Scope.PEAK and tables.table.gradient_storages is None:
+    if asked.scope is Scope.PEAK and tables.table.gradient_storages is None:
         raise PlanError(f"{tables.note} Use --scope training.")
     while True:
-        cheapest, needed = cheapest_layer(tables.ledger, request)
-        if needed <= request.budget_bytes:
+        cheapest, needed = cheapest_layer(tables.ledger, asked)
+        if needed <= asked.budget_bytes:
             return
-        if request.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, request, cheapest)):
-            raise no_layer_fits(tables.ledger, request)
+        if asked.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, asked, cheapest)):
+            raise no_layer_fits(tables.ledger, asked)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -125,7 +125,7 @@ def _first_reason(traced: Trace) -> str:
 
 
 def choose_channels(
-    request: Request,
+    asked: ChoiceOptions,
     tables: RefinedTable,
     priorities: Sequence[LayerPriority],
     model: nn.Module,
@@ -134,7 +134,7 @@ def choose_channels(
     """Layers and channel counts by the asked strategy.
 
     Args:
-        request: Budget, scope, strategy and bounds.
+        asked: Budget, scope, strategy and bounds.
         tables: Costs of the candidate layers; its peak is made exact for what is chosen.
         priorities: One entry per layer of the table, in its order.
         model: Its weights rank the channels of a static scheme.
@@ -146,38 +146,38 @@ def choose_channels(
     Raises:
         BudgetError: The budget trains no layer.
     """
-    if request.strategy is Strategy.SOLVER:
-        return _solved_exactly(request, tables, priorities)
+    if asked.strategy is Strategy.SOLVER:
+        return _solved_exactly(asked, tables, priorities)
     table = tables.table
-    rule = STRATEGIES[request.strategy]
+    rule = STRATEGIES[asked.strategy]
     if rule.layers is not LayerRule.SCHEME:
-        pool = eligible_layers(rule.layers, tables.ledger, priorities, request.budget_bytes)
-        return Choice(StrategyRecord(name=request.strategy, eligible=tuple(pool)), NOT_SOLVED, (0,) * len(table.layers))
+        pool = eligible_layers(rule.layers, tables.ledger, priorities, asked.budget_bytes)
+        return Choice(StrategyRecord(name=asked.strategy, eligible=tuple(pool)), NOT_SOLVED, (0,) * len(table.layers))
     eligible = tuple(index for index, count in enumerate(static_counts) if count)
     channels = {
         table.layers[index].name: largest_weights(model, table, index, static_counts[index]) for index in eligible
     }
-    record = StrategyRecord(name=request.strategy, eligible=eligible, fixed_channels=channels)
+    record = StrategyRecord(name=asked.strategy, eligible=eligible, fixed_channels=channels)
     return Choice(record, NOT_SOLVED, tuple(static_counts))
 
 
-def _solved_exactly(request: Request, tables: RefinedTable, priorities: Sequence[LayerPriority]) -> Choice:
+def _solved_exactly(asked: ChoiceOptions, tables: RefinedTable, priorities: Sequence[LayerPriority]) -> Choice:
     """Solve; a budget of the peak anew where kernels at the peak of the solution had not been measured."""
-    if request.scope is Scope.PEAK:
-        tables.refine_within(request.budget_bytes)
-    choice = solved(request, tables.ledger, priorities)
+    if asked.scope is Scope.PEAK:
+        tables.refine_within(asked.budget_bytes)
+    choice = solved(asked, tables.ledger, priorities)
     for _ in range(_MOST_ROUNDS):
-        if not tables.refine(choice.counts) or request.scope is not Scope.PEAK:
+        if not tables.refine(choice.counts) or asked.scope is not Scope.PEAK:
             break
-        choice = solved(request, tables.ledger, priorities)
+        choice = solved(asked, tables.ledger, priorities)
     return choice
 
 
-def solved(request: Request, ledger: BatchedLedger, priorities: Sequence[LayerPriority]) -> Choice:
+def solved(asked: ChoiceOptions, ledger: BatchedLedger, priorities: Sequence[LayerPriority]) -> Choice:
     """The solver's counts under a budget.
 
     Args:
-        request: Budget, scope and bounds.
+        asked: Budget, scope and bounds.
         ledger: Costs of the candidate layers.
         priorities: One entry per layer of the table, in its order.
 
@@ -187,26 +187,23 @@ def solved(request: Request, ledger: BatchedLedger, priorities: Sequence[LayerPr
     """
     if not any(layer.norm_sum for layer in priorities):
         raise PlanError(NOTHING_OF_WORTH)
-    limits = request.limits()
-    norms = None if request.inclusion is Inclusion.UNIFORM else [layer.channel_norms for layer in priorities]
+    limits = asked.limits()
+    norms = None if asked.inclusion is Inclusion.UNIFORM else [layer.channel_norms for layer in priorities]
     selection = solve(ledger, [layer.norm_sum for layer in priorities], limits, norms)
     if selection.status is SolverStatus.INFEASIBLE:
-        raise no_layer_fits(ledger, request)
+        raise no_layer_fits(ledger, asked)
     if selection.status is SolverStatus.UNKNOWN:
         raise PlanError(NOTHING_FOUND)
     strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(ledger.table.layers))))
-    return Choice(strategy, _solver_record(selection, limits.horizon, request.inclusion), selection.counts)
+    return Choice(strategy, _solver_record(selection, limits.horizon, asked.inclusion), selection.counts)
 
 
-def scheme_counts_of(
-    request: Request, tables: RefinedTable, scheme: Mapping[str, float] | str | None, convolutions: Sequence[str]
-) -> list[int]:
+def scheme_counts_of(asked: ChoiceOptions, tables: RefinedTable, convolutions: Sequence[str]) -> list[int]:
     """Channels per layer of a static scheme; none for other strategies.
 
     Args:
-        request: Budget, scope and strategy.
+        asked: Budget, scope and strategy.
         tables: Costs of the candidate layers.
-        scheme: Layer name -> ratio, or the name of a published scheme.
         convolutions: The model's convolutions by name, in order: published schemes count them.
 
     Raises:
@@ -214,11 +211,11 @@ def scheme_counts_of(
         StrategyError: The scheme is missing or does not fit the model.
     """
     table = tables.table
-    if request.strategy is not Strategy.SU:
+    if asked.strategy is not Strategy.SU:
         return [0] * len(table.layers)
-    counts = scheme_counts(table, scheme_ratios(scheme, convolutions))
+    counts = scheme_counts(table, scheme_ratios(asked.scheme, convolutions))
     tables.refine(counts)
-    check_scheme_fits(tables.ledger, counts, request.scope, request.budget_bytes)
+    check_scheme_fits(tables.ledger, counts, asked.scope, asked.budget_bytes)
     return counts
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from trady.planner.ledger import BatchedLedger, CostTable
-from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, Request, cheapest_layer, no_layer_fits
+from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, ChoiceOptions, cheapest_layer, no_layer_fits
 from trady.planner.reports import step_figures
 from trady.planner.sampling import covered_shares
 from trady.planner.solver import Program, Selection, SolverStatus, rounded_figure
@@ -37,7 +37,7 @@ class Column:
     """
 
     setting: Setting
-    request: Request
+    request: ChoiceOptions
     table: CostTable
     norm_sums: tuple[float, ...]
     norm_squares: tuple[float, ...]
@@ -146,7 +146,7 @@ class _Planner:
     def _refusal(self, budget_bytes: int) -> str:
         """What ``make_plan`` says to a budget that trains nothing."""
         column = self._column
-        return str(no_layer_fits(column.ledger, replace(column.request, budget_bytes=budget_bytes)))
+        return str(no_layer_fits(column.ledger, column.request.model_copy(update={"budget_bytes": budget_bytes})))
 
     def _bought(self, found: Selection) -> Bought:
         column, table = self._column, self._column.table

@@ -165,7 +165,7 @@ class _Columns:
     def _column(self, setting: Setting, priorities: Priorities) -> Column:
         """The column of a setting, whose budget says nothing."""
         request = self._common.request(setting)
-        request.check(None)
+        request.check(setting.dtype)
         layers = self._layers(setting)
         table = self._table(setting, self._memory(setting))
         norms = [layer.channel_norms for layer in priorities_of(layers, priorities)]

@@ -268,7 +268,7 @@ def _check(specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, common: Common, 
     if problems:
         raise StudyError(" ".join(problems))
     for setting in replace(axes, budgets=(1,)).settings(names[0], scope=common.scope, epochs=common.epochs):
-        common.request(setting).check(None)
+        common.request(setting).check(setting.dtype)
 
 
 def _place(names: Sequence[str], axes: Axes, row: StudyRow) -> tuple[int, ...]:

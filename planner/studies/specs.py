@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trady.planner.options import DType, MemoryFormat, Scope, Strategy, choose, read_patterns
-from trady.planner.planning import Request
+from trady.planner.options import DType, MemoryFormat, Scope, choose, read_patterns
+from trady.planner.planning import ChoiceOptions
 from trady.planner.priorities import Priorities
 from trady.planner.studies.rows import Setting, StudyRow
 
@@ -71,19 +71,10 @@ class Common:
         }
         return cls(**{name: read[name](value) if name in read else value for name, value in options.items()})
 
-    def request(self, setting: Setting) -> Request:
+    def request(self, setting: Setting) -> ChoiceOptions:
         """What a row asks of the solver."""
-        return Request(
-            budget_bytes=setting.budget_bytes,
-            scope=setting.scope,
-            optimizer=setting.optimizer,
-            strategy=Strategy.SOLVER,
-            dtype=setting.dtype,
-            epochs=setting.epochs,
-            min_channels=self.min_channels,
-            max_backward_macs=self.max_backward_macs,
-            horizon=self.horizon,
-        )
+        of_setting = {"budget": setting.budget_bytes, "optimizer": setting.optimizer}
+        return ChoiceOptions.read(vars(self) | of_setting)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from trady.planner.errors import TracingError
 from trady.planner.lean import OPAQUE
 from trady.planner.models import Inputs, LossFunction, batch_size_of
-from trady.planner.options import DType, MemoryFormat, NormMode, choose
+from trady.planner.options import DType, MemoryFormat, NormMode, choose, read_patterns
 from trady.planner.tracing.batch_interpolation import interpolate
 from trady.planner.tracing.fake_model import FakeModel, StepSettings
 from trady.planner.tracing.layers import Layer, Weights, heads_of
@@ -212,7 +212,7 @@ def trace(
     device: str = "cpu",
     memory_format: MemoryFormat | str = MemoryFormat.CONTIGUOUS,
     head: str = "auto",
-    train: tuple[str, ...] = (),
+    train: str | Sequence[str] = (),
     batch_sizes: tuple[int, ...] | None = None,
 ) -> Trace:
     """Record what one training step keeps, without running it and without its memory.
@@ -267,7 +267,8 @@ def trace(
     capture = dense.at(batch_size)
     layers = Weights(capture).layers()
     heads = _heads(capture, layers, head)
-    trained = _named_by(train, capture.parameters[:-1])
+    patterns = read_patterns(train)
+    trained = _named_by(patterns, capture.parameters[:-1])
     trainable = {layer.weight_name for layer in layers} | {layer.bias_name for layer in heads} | trained
     lean = record(frozenset(trainable))
     names = tuple(layer.name for layer in heads)
@@ -275,7 +276,7 @@ def trace(
     def lifetimes(size: int) -> Lifetimes:
         return fake_model.lifetimes(inputs, size, targets=targets, loss=loss, trainable=frozenset(trainable))
 
-    return Trace(dense, lean, batch_size, settings, names, trained, tuple(train), capture.loss_name, lifetimes)
+    return Trace(dense, lean, batch_size, settings, names, trained, patterns, capture.loss_name, lifetimes)
 
 
 def _named_by(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:

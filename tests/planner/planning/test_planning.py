@@ -216,7 +216,7 @@ def test_user_loss_is_named(net: nn.Module, pictures: Tensor, priorities: Priori
         ({"train": "nothing.*"}, TracingError, r"--train 'nothing.\*' matches no parameter"),
         ({"scheme": "mbv2-49kb"}, PlanError, "A scheme is for strategy 'su', not 'solver'"),
         ({"batch_size": 0}, PlanError, "Batch size must be 1 or more, got 0"),
-        ({"horizon": 0.0}, PlanError, "Horizon must be above 0 draws, got 0"),
+        ({"horizon": 0.0}, PlanError, "Horizon must be above 0, got 0"),
         ({"strategy": "trady", "min_channels": 2}, PlanError, "are the solver's"),
         ({"max_backward_macs": 1}, PlanError, "No layer fits the budget with --max-backward-macs 1"),
     ],
@@ -230,8 +230,19 @@ def test_contradictions_are_told(
 
 
 def test_all_problems_are_told_at_once(net: nn.Module, pictures: Tensor) -> None:
-    with pytest.raises(PlanError, match=r"scope 'update' only.*Epochs must be"):
-        make_plan(net, pictures, budget="4KB", scope=Scope.PEAK, dtype="int8", epochs=0)
+    with pytest.raises(PlanError, match=r"Epochs must be 1 or more, got 0\. Min channels must be 1 or more, got -1"):
+        make_plan(net, pictures, budget="4KB", epochs=0, min_channels=-1)
+    with pytest.raises(PlanError, match=r"scope 'update' only.*A scheme is for strategy 'su'"):
+        make_plan(net, pictures, budget="4KB", scope=Scope.PEAK, dtype="int8", scheme="mbv2-49kb")
+
+
+def test_unknown_keywords_are_refused(net: nn.Module, pictures: Tensor) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'budgets'"):
+        make_plan(net, pictures, budget="4KB", budgets=3.5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'budget'"):
+        make_plan(net, pictures)  # type: ignore[call-arg]
+    with pytest.raises(PlanError, match="Epochs must be a valid integer, got 'many'"):
+        make_plan(net, pictures, budget="4KB", epochs="many")  # type: ignore[arg-type]
 
 
 def test_priorities_of_another_model(net: nn.Module, pictures: Tensor) -> None:

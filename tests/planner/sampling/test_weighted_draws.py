@@ -8,9 +8,9 @@ from trady.planner.errors import PlanError
 from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import GroupInput, InputGroup
 from trady.planner.ledger.cost_table import CostTable
-from trady.planner.options import Inclusion, OptimizerKind, Scope, Strategy
+from trady.planner.options import Inclusion, Scope, Strategy
 from trady.planner.plan.plan import Plan
-from trady.planner.planning.requests import Request
+from trady.planner.planning import ChoiceOptions
 from trady.planner.reports.summary import value_shares
 from trady.planner.sampling.inclusion_probabilities import expected_norms, inclusion_probabilities
 from trady.planner.sampling.schedule import draw, draw_epochs, draw_runs
@@ -111,8 +111,6 @@ def test_a_plan_says_how_it_draws_and_loads_again(tmp_path) -> None:  # type: ig
 
 
 def test_other_strategies_refuse_it() -> None:
-    request = Request(
-        1000, Scope.UPDATE, OptimizerKind.SGD, Strategy.TRADY, None, 5, 1, None, None, inclusion=Inclusion.WEIGHTED
-    )
+    asked = ChoiceOptions(budget_bytes=1000, strategy=Strategy.TRADY, inclusion=Inclusion.WEIGHTED)
     with pytest.raises(PlanError, match="--inclusion are the solver's"):
-        request.check(None)
+        asked.check(None)

@@ -14,7 +14,8 @@ from trady.planner import Priorities, Study, calibrate, make_plan, study
 from trady.planner.errors import BudgetError, StudyError, TradyError
 from trady.planner.ledger import BatchedLedger
 from trady.planner.options import DType, OptimizerKind, Scope
-from trady.planner.planning.requests import Request, cheapest_layer
+from trady.planner.planning import ChoiceOptions
+from trady.planner.planning.requests import cheapest_layer
 from trady.planner.priorities.calibration import synthetic_batches
 from trady.planner.studies.folders import DEFINITION, ROWS, TABLE
 
@@ -339,7 +340,7 @@ def test_ray_plans_the_same_rows(net: nn.Module, pictures: torch.Tensor, priorit
 def test_least_budget_is_brute_force(net: nn.Module, pictures: torch.Tensor) -> None:
     for scope, optimizer in itertools.product((Scope.UPDATE, Scope.TRAINING), OptimizerKind):
         plan = make_plan(net, pictures, budget="1MB", scope=scope, optimizer=optimizer)
-        request = Request(1, scope, optimizer, plan.strategy.name, None, 5, 1, None, None)
+        request = ChoiceOptions(budget_bytes=1, scope=scope, optimizer=optimizer, epochs=5)
         index, least = cheapest_layer(BatchedLedger(plan.table), request)
         sizes = []
         for place in range(len(plan.table.layers)):

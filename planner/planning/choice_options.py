@@ -1,0 +1,143 @@
+"""What may be chosen, and within what: the options of ``make_plan`` and of the commands that choose."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from trady.planner.errors import PlanError
+from trady.planner.options import (
+    DEFAULT_OPTIMIZER,
+    DType,
+    Inclusion,
+    OptimizerKind,
+    Scope,
+    Strategy,
+    choose,
+    read_patterns,
+)
+from trady.planner.records import Option, Record, Whole, problems_of
+from trady.planner.sampling import DEFAULT_HORIZON
+from trady.planner.solver import Limits
+from trady.planner.units import parse_bytes
+
+Draws = Annotated[float, Field(gt=0)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(read_patterns)]
+
+
+class ChoiceOptions(Record):
+    """What may be chosen.
+
+    Args:
+        budget_bytes: Bytes of the scope.
+        scope: What the budget holds: ``update`` (the drawn channels' own memory), ``training`` (all that training adds
+            to inference's weights) or ``peak`` (the most that is live at any moment of a step).
+        optimizer: What is kept for each trained element.
+        epochs: Planned epochs: the value of a layer looks ahead over at most so many draws.
+        strategy: ``solver``, or one of the papers' by name.
+        only: Patterns of layer names to draw from.
+        exclude: Patterns of layer names not to draw from.
+        max_depth: Draw from the last so many layers only.
+        max_backward_macs: Most multiply-adds of a backward pass.
+        min_channels: Fewest channels of a chosen layer.
+        horizon: Draws the solver's value looks ahead; 4 by default. The more, the more layers share the budget; 1
+            prefers nothing but the largest norms.
+        train_bias: Train the bias of each drawn layer.
+        inclusion: ``uniform`` draws the channels of a layer alike, ``weighted`` those with larger norms more often: for
+            layers whose norm lies in a few channels, as transformers' does.
+        scheme: For ``su``: layer name -> ratio, or the name of a published scheme.
+    """
+
+    budget_bytes: Annotated[
+        int,
+        BeforeValidator(parse_bytes),
+        Option("Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.", "SIZE", "budget", "budget", str),
+    ]
+    scope: Annotated[
+        Scope, BeforeValidator(partial(choose, Scope, subject="Scope")), Option("What the budget holds.")
+    ] = Scope.UPDATE
+    epochs: Annotated[Whole, Option("Planned epochs.")] = 50
+    only: Annotated[Patterns, Option("Draw only from layers whose name matches.", "PATTERN")] = ()
+    exclude: Annotated[Patterns, Option("Draw from no layer whose name matches.", "PATTERN")] = ()
+    max_depth: Annotated[Whole | None, Option("Draw only from the last N layers.", "N")] = None
+    max_backward_macs: Annotated[Whole | None, Option("Bound the backward pass.", "N")] = None
+    min_channels: Annotated[Whole, Option("Fewest channels of a layer.")] = 1
+    horizon: Annotated[Draws | None, Option("Draws the value looks ahead.  [default: 4]", "DRAWS", type=float)] = None
+    train_bias: Annotated[bool, Option("Train the bias of each drawn layer.")] = False
+    optimizer: Annotated[
+        OptimizerKind,
+        BeforeValidator(partial(choose, OptimizerKind, subject="Optimizer")),
+        Option("Its state counts."),
+    ] = DEFAULT_OPTIMIZER
+    strategy: Annotated[
+        Strategy,
+        BeforeValidator(partial(choose, Strategy, subject="Strategy")),
+        Option("How layers and channels are chosen."),
+    ] = Strategy.SOLVER
+    inclusion: Annotated[
+        Inclusion,
+        BeforeValidator(partial(choose, Inclusion, subject="Inclusion")),
+        Option("Draw a layer's channels alike, or by norm."),
+    ] = Inclusion.UNIFORM
+    scheme: Annotated[
+        dict[str, float] | str | None, Option("For su: mbv2-49kb..., or a JSON file of layer: ratio.", "NAME_OR_JSON")
+    ] = None
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> Self:
+        """From keywords as a user gives them; those of other records are passed over.
+
+        Raises:
+            PlanError: A value is of another type; or as :func:`trady.planner.options.choose`.
+            UnitError: The budget is no size.
+        """
+        given = {name: value for name, value in options.items() if name in cls.model_fields}
+        try:
+            return cls(**given | {"budget_bytes": options["budget"]})
+        except ValidationError as error:
+            raise PlanError(problems_of(error)) from error
+
+    def check(self, dtype: DType | None) -> None:
+        """Collect every contradiction and say them at once.
+
+        Args:
+            dtype: Element type the model is planned in, where one is asked for.
+
+        Raises:
+            PlanError: Options contradict each other or are out of range.
+        """
+        rules = (
+            (
+                dtype is not DType.INT8 or self.scope is Scope.UPDATE,
+                "Element type 'int8' is accounting for scope 'update' only. Use --scope update.",
+            ),
+            (
+                self.scheme is None or self.strategy is Strategy.SU,
+                f"A scheme is for strategy 'su', not {self.strategy.value!r}. Use --strategy su.",
+            ),
+            (
+                self.strategy is Strategy.SOLVER or not self._only_the_solver_heeds(),
+                f"Strategy {self.strategy.value!r} fills the budget by its own rule: --min-channels, "
+                "--max-backward-macs, --horizon and --inclusion are the solver's. Leave them out, or use --strategy "
+                "solver.",
+            ),
+        )
+        problems = [message for holds, message in rules if not holds]
+        if problems:
+            raise PlanError(" ".join(problems))
+
+    def limits(self) -> Limits:
+        """The same for the solver: its value looks ahead over no more draws than there are epochs."""
+        horizon = DEFAULT_HORIZON if self.horizon is None else self.horizon
+        return Limits(
+            self.budget_bytes,
+            self.scope,
+            min_channels=self.min_channels,
+            max_backward_macs=self.max_backward_macs,
+            horizon=min(horizon, float(self.epochs)),
+        )
+
+    def _only_the_solver_heeds(self) -> bool:
+        of_solver = self.horizon is not None or self.inclusion is not Inclusion.UNIFORM
+        return of_solver or self.min_channels > 1 or self.max_backward_macs is not None
