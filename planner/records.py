@@ -1,9 +1,12 @@
 """What everything that is stored is made of, and everything that is asked for."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from trady.planner.options import choose
 
 #: A whole number of things, 0 or more.
 Count = Annotated[int, Field(ge=0)]
@@ -36,6 +39,16 @@ class Option:
     parameter: str = ""
     type: Any = None
     default: Any = None
+
+
+def one_of(kind: type[StrEnum], subject: str) -> BeforeValidator:
+    """Reads a member of an enum by its value, and leaves ``None`` alone; errors name the known ones.
+
+    Args:
+        kind: The enum.
+        subject: What it chooses, the first words of an error.
+    """
+    return BeforeValidator(lambda value: None if value is None else choose(kind, value, subject))
 
 
 def problems_of(error: ValidationError) -> str:

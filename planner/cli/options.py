@@ -2,20 +2,37 @@
 
 from collections.abc import Callable, Collection
 from enum import StrEnum
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 import click
+from pydantic import ValidationError
 
-from trady.planner.records import Option, Record
+from trady.planner.errors import PlanError
+from trady.planner.records import Option, Record, problems_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Fields = TypeVar("Fields", bound=Record)
 
 
 def values(kind: type[StrEnum]) -> click.Choice[str]:
     """The values of an enum as the choices of an option."""
     return click.Choice([member.value for member in kind])
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read a text."""
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 0.5,0.5,0.5", param, ctx)
 
 
 def options_of(
@@ -41,9 +58,32 @@ def options_of(
     return decorate
 
 
+def taken(record: type[Fields], options: dict[str, Any]) -> Fields:
+    """The record of the values that its options got; they are taken out of the others.
+
+    Raises:
+        PlanError: A value is not what its field takes.
+    """
+    names = {_argument(record, name): name for name in record.model_fields}
+    given = {name: options.pop(argument) for argument, name in names.items() if argument in options}
+    try:
+        return record(**given)
+    except ValidationError as error:
+        raise PlanError(problems_of(error)) from error
+
+
+def _asked(record: type[Record], name: str) -> Option | None:
+    return next((entry for entry in record.model_fields[name].metadata if isinstance(entry, Option)), None)
+
+
+def _argument(record: type[Record], name: str) -> str:
+    """The command's argument that holds a field."""
+    option = _asked(record, name)
+    return name if option is None else option.parameter or name
+
+
 def _with_option(record: type[Record], name: str, command: Command) -> Command:
-    field = record.model_fields[name]
-    option = next((entry for entry in field.metadata if isinstance(entry, Option)), None)
+    field, option = record.model_fields[name], _asked(record, name)
     if option is None:
         return command
     default = option.default if option.default is not None or field.is_required() else field.default
@@ -53,16 +93,16 @@ def _with_option(record: type[Record], name: str, command: Command) -> Command:
     kind, bounds = _plain(field.annotation)
     flag = "--" + (option.name or name).replace("_", "-")
     if option.type is not None:
-        shape["type"] = option.type
+        shape["type"] = click.Choice(option.type) if isinstance(option.type, list) else option.type
     elif kind is bool:
         shape["is_flag"] = True
         flag = f"{flag}/--no-{flag[2:]}" if default else flag
-    elif get_origin(kind) is tuple:
+    elif kind == tuple[str, ...]:
         shape["multiple"] = True
     else:
         shape["type"] = _type_of(kind, [*bounds, *field.metadata])
     shape["required"] = field.is_required() and default is None
-    return click.option(flag, option.parameter or name, **shape)(command)
+    return click.option(flag, _argument(record, name), **shape)(command)
 
 
 def _plain(annotation: Any) -> tuple[Any, list[Any]]:
@@ -81,8 +121,20 @@ def _type_of(kind: Any, said: Collection[Any]) -> Any:
     """The click type of a kind of value and its bounds."""
     if get_origin(kind) is Literal:
         return click.Choice(list(get_args(kind)))
+    if kind == tuple[float, ...]:
+        return Numbers()
+    if kind is Path:
+        return click.Path(path_type=Path)
     if issubclass(kind, StrEnum):
         return values(kind)
+    bounds = _bounds(said)
+    if not bounds:
+        return kind
+    return click.IntRange(**bounds) if kind is int else click.FloatRange(**bounds)
+
+
+def _bounds(said: Collection[Any]) -> dict[str, Any]:
+    """The bounds of click's ranges."""
     bounds: dict[str, Any] = {}
     for entry in said:
         match entry:
@@ -94,6 +146,4 @@ def _type_of(kind: Any, said: Collection[Any]) -> Any:
                 bounds |= {"max": most}
             case annotated_types.Lt(most):
                 bounds |= {"max": most, "max_open": True}
-    if not bounds:
-        return kind
-    return click.IntRange(**bounds) if kind is int else click.FloatRange(**bounds)
+    return bounds

@@ -14,11 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trady.planner.cli.messages import CONTEXT, errors_told, tell_written
-from trady.planner.cli.options import options_of, values
-from trady.planner.cli.plan import loading_options
+from trady.planner.cli.options import options_of, taken
 from trady.planner.errors import StudyError
-from trady.planner.options import DEFAULT_OPTIMIZER, DType, MemoryFormat, NormMode, OptimizerKind, choose
-from trady.planner.planning import ChoiceOptions
+from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, choose
+from trady.planner.planning import (
+    CalibrationOptions,
+    ChoiceOptions,
+    LoadingOptions,
+    PreparationOptions,
+    StepOptions,
+)
 
 if TYPE_CHECKING:
     from trady.planner.studies import Axes, Common, ModelSpec, Study
@@ -29,9 +34,10 @@ _FLOATS: Final = [kind.value for kind in DType if kind is not DType.INT8]
 
 @click.command("trady-study", context_settings=CONTEXT)
 @click.argument("models", nargs=-1, required=True)
-@loading_options
+@options_of(LoadingOptions, leave_out=("input_shape",))
+@options_of(PreparationOptions)
+@options_of(CalibrationOptions)
 @options_of(ChoiceOptions, leave_out=("budget_bytes", "optimizer", "strategy", "inclusion", "scheme"))
-@click.option("--train", multiple=True, metavar="PATTERN", help="Parameters that always train: '*.norm.*'.")
 @click.option("--budgets", metavar="SIZES", help="32KB:4MB:24 (equal ratios), 64KB,256KB, or both.  [default: 24]")
 @click.option("--target-coverage", type=float, metavar="SHARE", help="Instead: the smallest budget that reaches it.")
 @click.option("--batch-sizes", default="1", metavar="SIZES", help="1,8,32 or 1:64:7.")
@@ -39,9 +45,7 @@ _FLOATS: Final = [kind.value for kind in DType if kind is not DType.INT8]
 @click.option("--dtypes", metavar="NAMES", help="float32,bfloat16,float16,int8.  [default: the model's own]")
 @click.option("--norms", default="frozen", metavar="NAMES", help="frozen,train.")
 @click.option("--inputs", metavar="SHAPES", help="3x96x96,3x224x224; several inputs each: a,b;c,d.  [default: its own]")
-@click.option("--amp", type=click.Choice(_FLOATS[1:]), help="Run under autocast.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device to plan for.")
-@click.option("--memory-format", type=values(MemoryFormat), default="contiguous", help="Layout.")
+@options_of(StepOptions, only=("amp", "device", "memory_format", "train"))
 @click.option("--priorities", multiple=True, type=click.Path(path_type=Path), help="Of trady-profile, one a model.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), help="Folder to write."
@@ -146,11 +150,7 @@ def _specs(models: tuple[str, ...], options: dict[str, Any]) -> list["ModelSpec"
     known = [Priorities.load(file) for file in files] if files else [None for _ in models]
     loading = {name: options[name] for name in ("arch", "loss", "trust_pickle", "pretrained", "meta")}
     preparing = {name: options[name] for name in ("data", "classes", "tokenizer", "mean", "std")}
-    measuring = {
-        "num_batches": options["calibration_batches"],
-        "batch_size": options["calibration_batch_size"],
-        "seed": options["seed"],
-    }
+    measuring = dict(taken(CalibrationOptions, options))
     return [
         ModelSpec(model, loading, preparing, priorities, measuring)
         for model, priorities in zip(models, known, strict=True)

@@ -1,9 +1,11 @@
 from .batch_search import plan_largest_batch as plan_largest_batch
 from .choice_options import ChoiceOptions as ChoiceOptions
+from .model_options import CalibrationOptions as CalibrationOptions
+from .model_options import LoadingOptions as LoadingOptions
+from .model_options import PreparationOptions as PreparationOptions
+from .model_options import StepOptions as StepOptions
 from .planning import ModelSource as ModelSource
 from .planning import make_plan as make_plan
-from .preparation import DEFAULT_BATCH_SIZE as DEFAULT_BATCH_SIZE
-from .preparation import DEFAULT_BATCHES as DEFAULT_BATCHES
 from .preparation import Prepared as Prepared
 from .preparation import origin_of as origin_of
 from .preparation import prepare as prepare

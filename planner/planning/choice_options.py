@@ -1,7 +1,6 @@
 """What may be chosen, and within what: the options of ``make_plan`` and of the commands that choose."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -14,10 +13,9 @@ from trady.planner.options import (
     OptimizerKind,
     Scope,
     Strategy,
-    choose,
     read_patterns,
 )
-from trady.planner.records import Option, Record, Whole, problems_of
+from trady.planner.records import Option, Record, Whole, one_of, problems_of
 from trady.planner.sampling import DEFAULT_HORIZON
 from trady.planner.solver import Limits
 from trady.planner.units import parse_bytes
@@ -54,9 +52,7 @@ class ChoiceOptions(Record):
         BeforeValidator(parse_bytes),
         Option("Bytes to hold: 256KB, 256KiB, 1.5MB, 111784B.", "SIZE", "budget", "budget", str),
     ]
-    scope: Annotated[
-        Scope, BeforeValidator(partial(choose, Scope, subject="Scope")), Option("What the budget holds.")
-    ] = Scope.UPDATE
+    scope: Annotated[Scope, one_of(Scope, "Scope"), Option("What the budget holds.")] = Scope.UPDATE
     epochs: Annotated[Whole, Option("Planned epochs.")] = 50
     only: Annotated[Patterns, Option("Draw only from layers whose name matches.", "PATTERN")] = ()
     exclude: Annotated[Patterns, Option("Draw from no layer whose name matches.", "PATTERN")] = ()
@@ -67,17 +63,17 @@ class ChoiceOptions(Record):
     train_bias: Annotated[bool, Option("Train the bias of each drawn layer.")] = False
     optimizer: Annotated[
         OptimizerKind,
-        BeforeValidator(partial(choose, OptimizerKind, subject="Optimizer")),
+        one_of(OptimizerKind, "Optimizer"),
         Option("Its state counts."),
     ] = DEFAULT_OPTIMIZER
     strategy: Annotated[
         Strategy,
-        BeforeValidator(partial(choose, Strategy, subject="Strategy")),
+        one_of(Strategy, "Strategy"),
         Option("How layers and channels are chosen."),
     ] = Strategy.SOLVER
     inclusion: Annotated[
         Inclusion,
-        BeforeValidator(partial(choose, Inclusion, subject="Inclusion")),
+        one_of(Inclusion, "Inclusion"),
         Option("Draw a layer's channels alike, or by norm."),
     ] = Inclusion.UNIFORM
     scheme: Annotated[

@@ -27,6 +27,7 @@ from trady.planner.models import (
 )
 from trady.planner.options import NormMode
 from trady.planner.plan import PictureRecord
+from trady.planner.planning.model_options import DEFAULT_BATCH_SIZE, DEFAULT_BATCHES
 from trady.planner.planning.planning import ModelSource
 from trady.planner.priorities import (
     DEFAULT_LEARNING_RATE,
@@ -40,9 +41,6 @@ from trady.planner.priorities import (
 from trady.planner.tracing import trace
 from trady.planner.units import format_bytes
 
-#: Batches of data that head and gradient norms are fitted to, and their size, unless said.
-DEFAULT_BATCHES: Final = 8
-DEFAULT_BATCH_SIZE: Final = 16
 #: The head is fitted to so many times more batches, other ones: a head that knows the samples by heart has no gradient.
 _HEAD_SHARE: Final = 2
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from trady.planner import GradientRecording, Plan, Priorities
-from trady.planner.cli.plan import plan_command, profile_command
+from trady.planner.cli.plan import plan_command
+from trady.planner.cli.profile import profile_command
 
 NETWORKS = """
 import torch
