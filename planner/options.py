@@ -38,6 +38,10 @@ class OptimizerKind(StrEnum):
 DEFAULT_OPTIMIZER: Final = OptimizerKind.SINKGD
 
 
+#: Of the optimizer ``momentum``.
+DEFAULT_MOMENTUM: Final = 0.9
+
+
 class DType(StrEnum):
     """Element types a model can be planned in; ``INT8`` is accounting only."""
 

@@ -30,7 +30,7 @@ class Option:
         name: The option's own name where it is not the field's.
         parameter: Name of the command's argument where it is not the field's.
         type: Type of the value as typed, a click type; by default what the annotation says.
-        default: As typed, where it is not the field's.
+        optional: Whether it may be left out although the field needs a value: ``None`` then.
     """
 
     help: str
@@ -38,7 +38,7 @@ class Option:
     name: str = ""
     parameter: str = ""
     type: Any = None
-    default: Any = None
+    optional: bool = False
 
 
 def one_of(kind: type[StrEnum], subject: str) -> BeforeValidator:

@@ -1,15 +1,12 @@
 """Optimizers by the name a plan gives them."""
 
 from collections.abc import Iterable
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from trady.engine.optim import SinkGD
-from trady.planner.options import OptimizerKind
-
-MOMENTUM: Final = 0.9
+from trady.planner.options import DEFAULT_MOMENTUM, OptimizerKind
 
 
 def make_optimizer(
@@ -17,7 +14,7 @@ def make_optimizer(
     kind: OptimizerKind | str,
     *,
     learning_rate: float,
-    momentum: float = MOMENTUM,
+    momentum: float = DEFAULT_MOMENTUM,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
     """An optimizer of the planned kind.

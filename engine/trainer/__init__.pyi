@@ -6,6 +6,7 @@ from .recipes import learning_rate_at as learning_rate_at
 from .run_folder import PLAN_FILE as PLAN_FILE
 from .run_options import DataOptions as DataOptions
 from .run_options import RunOptions as RunOptions
+from .run_options import VerifyOptions as VerifyOptions
 from .run_options import options_for as options_for
 from .run_reports import interruption_text as interruption_text
 from .run_reports import training_json as training_json

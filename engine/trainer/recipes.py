@@ -2,32 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trady.planner.models import LossFunction, logits_of, step_loss
-from trady.planner.options import DType, OptimizerKind
-
-#: The paper's learning rate for SGD, and by their usual relation to it; SinkGD's from docs/accuracy.md.
-LEARNING_RATES: Final = {
-    OptimizerKind.SGD: 0.125,
-    OptimizerKind.SINKGD: 1e-3,
-    OptimizerKind.MOMENTUM: 0.0125,
-    OptimizerKind.ADAM: 1e-3,
-    OptimizerKind.ADAMW: 1e-3,
-}
-_WARMUP_EPOCHS: Final = 5.0
-_WARMUP_SHARE: Final = 0.1
+from trady.planner.options import DType
 
 StepLoss = Callable[[Any, Any], Tensor]
-
-
-def default_warmup_epochs(epochs: int) -> float:
-    """The paper's five epochs, a tenth of the run where that is shorter."""
-    return min(_WARMUP_EPOCHS, _WARMUP_SHARE * epochs)
 
 
 def learning_rate_at(step: int, *, peak: float, warmup_steps: float, total_steps: int) -> float:

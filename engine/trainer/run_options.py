@@ -1,22 +1,33 @@
 """The options of a run: what is not said comes from the plan and the paper's recipe; one strict JSON file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from trady.engine.optim import MOMENTUM
-from trady.engine.trainer.recipes import LEARNING_RATES, default_warmup_epochs
 from trady.planner.errors import EngineError
 from trady.planner.files import write_atomically
-from trady.planner.options import DType, OptimizerKind
-from trady.planner.plan import Plan
-from trady.planner.records import Record
+from trady.planner.options import DEFAULT_MOMENTUM, DType, OptimizerKind
+from trady.planner.records import Count, Option, Record, Whole
+
+if TYPE_CHECKING:
+    from trady.planner.plan import Plan
 
 CONFIG_FILE: Final = "config.json"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Whole = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+#: The paper's learning rate for SGD, and by their usual relation to it; SinkGD's from docs/accuracy.md.
+LEARNING_RATES: Final = {
+    OptimizerKind.SGD: 0.125,
+    OptimizerKind.SINKGD: 1e-3,
+    OptimizerKind.MOMENTUM: 0.0125,
+    OptimizerKind.ADAM: 1e-3,
+    OptimizerKind.ADAMW: 1e-3,
+}
+_WARMUP_EPOCHS: Final = 5.0
+_WARMUP_SHARE: Final = 0.1
 
 
 class DataOptions(Record):
@@ -34,15 +45,24 @@ class DataOptions(Record):
         batches_per_epoch: Batches of an epoch at the most; ``None`` takes all.
     """
 
-    source: str
-    validation_source: str | None = None
-    validation_fraction: Share = 0.2
-    tokenizer: str | None = None
-    root: str | None = None
-    download: bool = False
-    augment: bool = True
-    workers: Annotated[int, Field(ge=0)] = 0
-    batches_per_epoch: Whole | None = None
+    source: Annotated[
+        str,
+        Option(
+            "Class folders, .npz, .csv/.tsv, torchvision:NAME, module:function.",
+            "SOURCE",
+            "data",
+            "data",
+            optional=True,
+        ),
+    ]
+    validation_source: Annotated[str | None, Option("Other data to evaluate on.", "SOURCE", "validation-data")] = None
+    validation_fraction: Annotated[Share, Option("Held out of data without a validation or test part.")] = 0.2
+    tokenizer: Annotated[str | None, Option("tokenizer.json for text data.", "PATH")] = None
+    root: Annotated[str | None, Option("Where torchvision's data lies.  [default: data]", "PATH", "data-root")] = None
+    download: Annotated[bool, Option("Fetch torchvision's data where it is missing.")] = False
+    augment: Annotated[bool, Option("Random crops and mirrors of pictures.")] = True
+    workers: Annotated[Count, Option("Processes that decode.")] = 0
+    batches_per_epoch: Annotated[Whole | None, Option("At the most; all by default.")] = None
 
 
 class RunOptions(Record):
@@ -76,28 +96,51 @@ class RunOptions(Record):
     """
 
     model: str
-    arch: str | None = None
-    loss: str | None = None
+    arch: Annotated[str | None, Option("Factory of a state dict; the plan's by default.", "FACTORY")] = None
+    loss: Annotated[str | None, Option("loss(outputs, targets); the plan's by default.", "MODULE:FUNCTION")] = None
     data: DataOptions
-    fit_head: bool = False
-    epochs: Whole
-    batch_size: Whole
-    accumulate: Whole = 1
-    optimizer: OptimizerKind
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = MOMENTUM
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    amp: DType | None = None
-    device: str = "cpu"
-    compile: bool = False
-    draw_every: Literal["epoch", "never"] | Whole = "epoch"
-    carry: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
-    strict: bool = False
-    tensorboard: bool = True
+    fit_head: Annotated[bool, Option("Fit the new head to the frozen model's features first.")] = False
+    epochs: Annotated[Whole, Option("The plan's by default.", optional=True)]
+    batch_size: Annotated[Whole, Option("Of a micro-batch of one process; the plan's.", optional=True)]
+    accumulate: Annotated[Whole, Option("Micro-batches of a step.")] = 1
+    optimizer: Annotated[OptimizerKind, Option("The plan's by default.", optional=True)]
+    learning_rate: Annotated[
+        float,
+        Field(gt=0, allow_inf_nan=False),
+        Option(
+            "Peak rate.  [default: sinkgd and adam 0.001, sgd 0.125, momentum 0.0125]",
+            name="lr",
+            type=float,
+            optional=True,
+        ),
+    ]
+    momentum: Annotated[
+        float, Field(ge=0, lt=1), Option("Of the optimizer momentum; the others have none.", type=float)
+    ] = DEFAULT_MOMENTUM
+    weight_decay: Annotated[Decay, Option("Of all that trains.", type=float)] = 0.0
+    warmup_epochs: Annotated[
+        Decay,
+        Option("Then a cosine to 0.  [default: 5, or a tenth of a shorter run]", type=float, optional=True),
+    ]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), Option("Of cross-entropy.", type=float)] = 0.0
+    clip: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Option("Clip the norm of all gradients; not under sinkgd.", "NORM", type=float),
+    ] = None
+    amp: Annotated[DType | None, Option("Autocast; the plan's by default.", type=["bfloat16", "float16", "none"])] = (
+        None
+    )
+    device: Annotated[str, Option("The plan's by default.", type=["cpu", "cuda"], optional=True)] = "cpu"
+    compile: Annotated[
+        bool, Option("Run through torch.compile: bytes are then the compiler's.", parameter="compile_")
+    ] = False
+    draw_every: Annotated[
+        Literal["epoch", "never"] | Whole, Option("epoch, never, or a number of steps.", "WHEN", type=str)
+    ] = "epoch"
+    carry: Annotated[bool, Option("Keep Adam's state of channels that leave, for their return.")] = False
+    seed: Annotated[Count, Option("Of draws, order, augmentation, dropout.")] = 0
+    strict: Annotated[bool, Option("Refuse batches larger than planned.")] = False
+    tensorboard: Annotated[bool, Option("Write for TensorBoard where it is installed.")] = True
     processes: Whole = 1
 
     def save(self, folder: Path) -> None:
@@ -123,7 +166,31 @@ class RunOptions(Record):
             raise EngineError(f"Options {path} cannot be used: {_first_problem(error)}. Start the run anew.") from error
 
 
-def options_for(plan: Plan, given: dict[str, Any]) -> RunOptions:
+class VerifyOptions(Record):
+    """How one real step is verified; what is left out is the plan's.
+
+    Args:
+        arch: Factory of a state dict.
+        loss: ``module:function``.
+        data: Labelled data for the batch; by default made up in the planned shapes.
+        tokenizer: ``tokenizer.json`` for texts.
+        device: ``cpu`` or ``cuda``.
+        trust_pickle: Let a model file run any code it wants.
+        epoch: The draw of which epoch is measured.
+        seed: Seed of the draws.
+    """
+
+    data: Annotated[str | None, Option("Labelled data for the batch; made up by default.", "SOURCE")] = None
+    tokenizer: Annotated[Path | None, Option("tokenizer.json for text data.", "PATH")] = None
+    arch: Annotated[str | None, Option("Factory of a state dict; the plan's by default.", "FACTORY")] = None
+    loss: Annotated[str | None, Option("loss(outputs, targets); the plan's by default.", "MODULE:FUNCTION")] = None
+    device: Annotated[str | None, Option("The plan's by default.", type=["cpu", "cuda"])] = None
+    trust_pickle: Annotated[bool, Option("Run the code a model file names: your own only.")] = False
+    epoch: Annotated[Count, Option("Measure the draw of this epoch.")] = 0
+    seed: Annotated[Count, Option("Of the draws.")] = 0
+
+
+def options_for(plan: "Plan", given: dict[str, Any]) -> RunOptions:
     """Options of a new run: those given, the rest from the plan and the paper.
 
     Args:
@@ -157,6 +224,11 @@ def options_for(plan: Plan, given: dict[str, Any]) -> RunOptions:
             "whatever the gradients. Leave it out and take a smaller --lr, or another --optimizer."
         )
     return options
+
+
+def default_warmup_epochs(epochs: int) -> float:
+    """The paper's five epochs, a tenth of the run where that is shorter."""
+    return min(_WARMUP_EPOCHS, _WARMUP_SHARE * epochs)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -8,57 +8,47 @@ from trady.engine import Engine
 from trady.engine.runtime import Measurement
 from trady.engine.trainer.planned_model import PlannedModel, build_planned
 from trady.engine.trainer.processes import Processes
-from trady.engine.trainer.run_options import DataOptions
+from trady.engine.trainer.run_options import DataOptions, VerifyOptions
 from trady.engine.trainer.training_data import open_training_data
 from trady.planner.errors import EngineError
 from trady.planner.models import Batch
 from trady.planner.plan import Plan
 
 
-def verify(
-    plan: Plan,
-    source: str | None = None,
-    *,
-    arch: str | None = None,
-    loss: str | None = None,
-    data: str | None = None,
-    tokenizer: str | Path | None = None,
-    device: str | None = None,
-    trust_pickle: bool = False,
-    epoch: int = 0,
-    seed: int = 0,
-) -> Measurement:
+def verify(plan: Plan, source: str | None, options: VerifyOptions) -> Measurement:
     """Run one real step of a plan and measure every line of its ledger.
 
     Args:
         plan: The plan.
-        source: What :func:`trady.planner.models.loading.load_model` takes; the plan's own by default.
-        arch: Factory of a state dict; the plan's by default.
-        loss: ``module:function``; the plan's by default.
-        data: Labelled data for the batch; by default made up in the planned shapes.
-        tokenizer: ``tokenizer.json`` for texts.
-        device: ``cpu`` or ``cuda``; the planned one by default.
-        trust_pickle: Let a model file run any code it wants.
-        epoch: The draw of which epoch is measured.
-        seed: Seed of the draws.
+        source: What :func:`trady.planner.load_model` takes; the plan's own by default.
+        options: What else is not the plan's.
+
+    Returns:
+        Planned lines beside measured ones, in bytes.
 
     Raises:
-        TradyError: The model, the data or the device is not there, or the plan is of another model.
+        EngineError: The device is not there.
+        TradyError: The model or the data is not there, or the plan is of another model.
     """
-    place = torch.device(device or plan.settings.device)
+    place = torch.device(options.device or plan.settings.device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise EngineError(
             "The plan is for CUDA, and this machine has no CUDA device. "
             "Verify where there is one, or measure here with --device cpu."
         )
     planned = build_planned(
-        plan, source or plan.model.source, arch=arch, loss=loss, trust_pickle=trust_pickle, device=place
+        plan,
+        source or plan.model.source,
+        arch=options.arch,
+        loss=options.loss,
+        trust_pickle=options.trust_pickle,
+        device=place,
     )
-    batch = _batch(planned, data, tokenizer)
-    engine = Engine(planned.model, plan, seed=seed)
-    if epoch:
+    batch = _batch(planned, options.data, options.tokenizer)
+    engine = Engine(planned.model, plan, seed=options.seed)
+    if options.epoch:
         engine.register(None)
-        engine.resample(epoch)
+        engine.resample(options.epoch)
     return engine.measure(batch.inputs, batch.targets, planned.loss)
 
 

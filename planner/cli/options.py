@@ -64,12 +64,16 @@ def taken(record: type[Fields], options: dict[str, Any]) -> Fields:
     Raises:
         PlanError: A value is not what its field takes.
     """
-    names = {_argument(record, name): name for name in record.model_fields}
-    given = {name: options.pop(argument) for argument, name in names.items() if argument in options}
     try:
-        return record(**given)
+        return record(**fields_of(record, options))
     except ValidationError as error:
         raise PlanError(problems_of(error)) from error
+
+
+def fields_of(record: type[Record], options: dict[str, Any]) -> dict[str, Any]:
+    """What the options of a record's fields got, by the fields' names; it is taken out of the others."""
+    names = {_argument(record, name): name for name in record.model_fields}
+    return {name: options.pop(argument) for argument, name in names.items() if argument in options}
 
 
 def _asked(record: type[Record], name: str) -> Option | None:
@@ -86,7 +90,7 @@ def _with_option(record: type[Record], name: str, command: Command) -> Command:
     field, option = record.model_fields[name], _asked(record, name)
     if option is None:
         return command
-    default = option.default if option.default is not None or field.is_required() else field.default
+    default = None if option.optional or field.is_required() else field.default
     default = default.value if isinstance(default, StrEnum) else default
     shape: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
     shape |= {} if default is None else {"default": default}
@@ -101,7 +105,7 @@ def _with_option(record: type[Record], name: str, command: Command) -> Command:
         shape["multiple"] = True
     else:
         shape["type"] = _type_of(kind, [*bounds, *field.metadata])
-    shape["required"] = field.is_required() and default is None
+    shape["required"] = field.is_required() and not option.optional
     return click.option(flag, _argument(record, name), **shape)(command)
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from trady.engine.optim.optimizers import make_optimizer
-from trady.engine.trainer.recipes import default_warmup_epochs, learning_rate_at, make_loss, make_scaler
+from trady.engine.trainer.recipes import learning_rate_at, make_loss, make_scaler
+from trady.engine.trainer.run_options import default_warmup_epochs
 from trady.planner.options import DType, OptimizerKind
 
 
