@@ -139,7 +139,11 @@ def _new_options(plan: "Plan", given: dict[str, Any]) -> RunOptions:
 
 
 def _draw_every(when: str) -> str | int:
-    """``epoch``, ``never``, or a number of steps."""
+    """``epoch``, ``never``, or a number of steps.
+
+    Raises:
+        UsageError: It is none of them.
+    """
     if when in ("epoch", "never"):
         return when
     if not when.isdecimal() or int(when) < 1:
@@ -155,7 +159,11 @@ def _absolute(source: str | Path) -> str:
 
 
 def _refuse_others(context: click.Context) -> None:
-    """A run that is resumed keeps its options."""
+    """A run that is resumed keeps its options.
+
+    Raises:
+        UsageError: Other options were given.
+    """
     others = [
         parameter.opts[0]
         for parameter in context.command.params

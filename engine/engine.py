@@ -149,6 +149,9 @@ class Engine(nn.Module):
 
         Args:
             inputs: What the model is called with, for the check of the batch size; ``None`` to leave that out.
+
+        Raises:
+            EngineError: A compiled model hides a drawn weight.
         """
         if not torch.is_grad_enabled():
             with self._norms_frozen():
@@ -258,7 +261,7 @@ class Engine(nn.Module):
             batches: Labelled batches for the dense pass of ``d-det-rgn``; other strategies take none.
             loss: Loss of that pass; by default the model's own, else cross-entropy.
 
-        Raises:
+        Error:
             EngineError: Gradients wait for a step, the optimizer was not registered, or norms are needed.
         """
         started = time.perf_counter()

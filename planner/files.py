@@ -13,7 +13,7 @@ from trady.planner.errors import TradyError
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: an interrupted write leaves the old one, or none.
 
-    Raises:
+    Error:
         TradyError: The file cannot be written.
     """
     with open_atomically(path) as file:
@@ -32,7 +32,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=leftover_prefix(path))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise TradyError(_unwritable(path, error)) from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -44,7 +44,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
         Path(temporary).unlink(missing_ok=True)
         cause = _os_error_in(error) if isinstance(error, Exception) else None
         if cause is not None:
-            raise _unwritable(path, cause) from error
+            raise TradyError(_unwritable(path, cause)) from error
         raise
 
 
@@ -81,5 +81,5 @@ def _os_error_in(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _unwritable(path: Path, error: OSError) -> TradyError:
-    return TradyError(f"Output {path} cannot be written: {error.strerror}. Choose another place.")
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"Output {path} cannot be written: {error.strerror}. Choose another place."

@@ -33,7 +33,7 @@ def plot_replay(reports: Sequence[SimulationReport], path: str | Path) -> None:
         reports: One for each policy, of the same plan.
         path: ``.png`` or ``.svg``.
 
-    Raises:
+    Error:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
     """
     check_suffix(Path(path))

@@ -141,7 +141,7 @@ def observe(plan: Plan, recordings: Sequence[GradientRecording] = ()) -> Observa
         plan: The plan; its layers are the ones looked at.
         recordings: Of this model, on other data, with other seeds or learning rates.
 
-    Raises:
+    Error:
         CalibrationError: A recording is of another model.
     """
     for recording in recordings:

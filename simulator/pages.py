@@ -36,7 +36,7 @@ def replay_page(reports: Sequence[SimulationReport], timeline: Timeline | None) 
         reports: One for each policy, of the same plan.
         timeline: One step of the plan; ``None`` where lifetimes are not known.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed.
     """
     skeleton, script = (asset(name, "trady.simulator") for name in ("replay.html", "replay.js"))
@@ -46,7 +46,7 @@ def replay_page(reports: Sequence[SimulationReport], timeline: Timeline | None) 
 def write_replay_page(reports: Sequence[SimulationReport], timeline: Timeline | None, path: str | Path) -> None:
     """Write the page, whole or not at all.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed, or the file cannot be written.
     """
     write_atomically(Path(path), replay_page(reports, timeline))

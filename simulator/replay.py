@@ -65,9 +65,11 @@ def simulate(
         progress: Called with the number of trials done.
 
     Raises:
+        PlanError: Epochs or trials out of range, gradients unknown or of another model.
+
+    Error:
         StrategyError: The policy is unknown or its scheme does not fit the model.
         BudgetError: The budget trains nothing under this policy.
-        PlanError: Epochs or trials out of range, gradients unknown or of another model.
     """
     found = _gradients(plan, gradients, tail_index, seed)
     number = _epochs(plan, epochs, found)

@@ -78,7 +78,7 @@ def plot_timeline(timeline: Timeline, path: str | Path) -> None:
         timeline: The timeline.
         path: ``.png`` or ``.svg``.
 
-    Raises:
+    Error:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
     """
     check_suffix(Path(path))

@@ -41,7 +41,7 @@ class GradientAverage:
     def before_forward(self, engine: PlannedModel) -> None:
         """Look at the wrapper whose forward pass this is.
 
-        Raises:
+        Error:
             EngineError: The wrapper averages parameters that train no longer.
         """
         wrapper = DistributedDataParallel._get_active_ddp_module() if dist.is_available() else None

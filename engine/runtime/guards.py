@@ -70,7 +70,7 @@ def ledger_at(engine: PlannedModel, inputs: Inputs, targets: Any = None, loss: L
         targets: Second argument of the loss.
         loss: The loss; by default the model's own, else cross-entropy.
 
-    Raises:
+    Error:
         TradyError: The step cannot be traced.
     """
     plan, size = engine.plan, batch_size_of(inputs)

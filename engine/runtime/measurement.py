@@ -180,7 +180,7 @@ def measure_step(
         targets: Second argument of the loss; random classes where left out.
         loss: ``loss(outputs, targets)``; by default the model's own, else cross-entropy.
 
-    Raises:
+    Error:
         TradyError: The batch is of another size than planned, and its ledger cannot be told.
     """
     plan: Plan = engine.plan

@@ -76,7 +76,11 @@ def _state_of(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def _weight_of(model: nn.Module, costs: LayerCosts) -> nn.Parameter:
-    """The weight of a layer, by name: identity breaks under copies and loads."""
+    """The weight of a layer, by name: identity breaks under copies and loads.
+
+    Raises:
+        EngineError: The weight is sharded.
+    """
     weight = model.get_parameter(costs.weight_name)
     if hasattr(weight, "full_tensor"):
         raise EngineError(

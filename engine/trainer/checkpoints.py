@@ -119,7 +119,7 @@ def remove_leftovers(folder: Path) -> None:
 def save_weights(path: Path, model: Mapping[str, Tensor]) -> None:
     """Write plain weights, under the plain model's names.
 
-    Raises:
+    Error:
         TradyError: They cannot be written.
     """
     with open_atomically(path) as file:

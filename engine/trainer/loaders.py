@@ -95,7 +95,7 @@ class ItemBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from ``start`` on; those before are not decoded.
 
-        Raises:
+        Error:
             DataError: An item and all those that could stand in for it are unreadable.
         """
         order = permutation(self.seed, epoch, _ORDER_STREAM, len(self.data)).tolist()
@@ -200,7 +200,11 @@ class _EpochItems(Dataset[tuple[Item, tuple[str, ...]]]):
         return len(self._order)
 
     def __getitem__(self, place: int) -> tuple[Item, tuple[str, ...]]:
-        """The item at a place, or the next one that can be read; and the names of those that could not."""
+        """The item at a place, or the next one that can be read; and the names of those that could not.
+
+        Raises:
+            DataError: Too many items one after the other cannot be read.
+        """
         skipped: list[str] = []
         for shift in range(min(_STAND_INS, len(self._order))):
             index = self._order[(place + shift) % len(self._order)]

@@ -43,7 +43,7 @@ class MetricsLog:
             self._file.write(line.encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise EngineError(_unwritable(self._path, error)) from error
         if self._writer is not None:
             for name, value in figures.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
@@ -56,12 +56,16 @@ class MetricsLog:
                 self._writer.add_scalar(f"step/{name}", value, step)
 
     def written_bytes(self) -> int:
-        """Size of the file, once all of it is on the disk."""
+        """Size of the file, once all of it is on the disk.
+
+        Raises:
+            EngineError: The disk takes no more.
+        """
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise EngineError(_unwritable(self._path, error)) from error
         return self._file.tell()
 
     def close(self) -> None:
@@ -80,6 +84,9 @@ def opened_log(folder: Path, *, keep_bytes: int = 0, step: int = 0, tensorboard:
         keep_bytes: Size of the file when the checkpoint was made.
         step: Optimizer steps done then.
         tensorboard: Write for TensorBoard too, where it is installed.
+
+    Raises:
+        EngineError: The file cannot be written.
     """
     path = folder / METRICS_FILE
     try:
@@ -88,7 +95,7 @@ def opened_log(folder: Path, *, keep_bytes: int = 0, step: int = 0, tensorboard:
             os.truncate(path, keep_bytes)
         log = MetricsLog(path, _writer(folder, step) if tensorboard else None)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise EngineError(_unwritable(path, error)) from error
     try:
         yield log
     finally:
@@ -108,8 +115,8 @@ def _writer(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=step)
 
 
-def _unwritable(path: Path, error: OSError) -> EngineError:
-    return EngineError(
+def _unwritable(path: Path, error: OSError) -> str:
+    return (
         f"Metrics {path} cannot be written: {error.strerror}. Free some space, then go on with "
         f"trady-train --resume {path.parent}; the last checkpoint is whole."
     )

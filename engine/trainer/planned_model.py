@@ -107,6 +107,9 @@ def build_planned(
         device: Where the model goes; the CPU by default.
 
     Raises:
+        EngineError: The plan's head is not in the model.
+
+    Error:
         TradyError: The model cannot be loaded, or the plan's head does not fit it.
     """
     loaded = _loaded(plan, source, arch, loss, trust_pickle)

@@ -21,6 +21,9 @@ def open_folder(folder: Path, plan: Plan, options: RunOptions, resume: bool) -> 
         resume: Whether the run is there already.
 
     Raises:
+        EngineError: The folder is not empty, or cannot be made.
+
+    Error:
         TradyError: The folder is not empty, or cannot be made or written.
     """
     if resume:

@@ -89,7 +89,7 @@ class Stepper:
         Returns:
             Micro-batches there were.
 
-        Raises:
+        Error:
             LossNotFiniteError: The weights are as they were before the step.
         """
         for group in self.optimizer.param_groups:

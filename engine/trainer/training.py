@@ -69,7 +69,7 @@ def train(
         processes: Who takes part; this process alone by default.
         display: Shows progress; nothing by default.
 
-    Raises:
+    Error:
         EngineError: The folder holds a run, the loss is not finite, or a checkpoint cannot be read or written.
         TradyError: The model or the data cannot be had.
     """

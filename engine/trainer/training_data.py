@@ -101,7 +101,11 @@ def fit_head_to(training: Source, planned: PlannedModel, seed: int) -> float:
 
 
 def _opened_part(options: DataOptions, source: str, planned: PlannedModel, parts: tuple[str, ...]) -> Source | None:
-    """The first of the parts that the data has."""
+    """The first of the parts that the data has.
+
+    Raises:
+        DataError: The data has none of them.
+    """
     for part in parts:
         try:
             return _opened(options, source, planned, part)

@@ -28,6 +28,8 @@ def verify(plan: Plan, source: str | None, options: VerifyOptions) -> Measuremen
 
     Raises:
         EngineError: The device is not there.
+
+    Error:
         TradyError: The model or the data is not there, or the plan is of another model.
     """
     place = torch.device(options.device or plan.settings.device)
@@ -53,7 +55,11 @@ def verify(plan: Plan, source: str | None, options: VerifyOptions) -> Measuremen
 
 
 def _batch(planned: PlannedModel, data: str | None, tokenizer: str | Path | None) -> Batch:
-    """One batch of the planned size, as the model takes it."""
+    """One batch of the planned size, as the model takes it.
+
+    Raises:
+        EngineError: The data does not fill a batch.
+    """
     if data is None:
         return Batch(planned.example())
     options = DataOptions(source=data, tokenizer=None if tokenizer is None else str(tokenizer), augment=False)

@@ -63,8 +63,7 @@ def plan_command(**options: Any) -> None:
 
     Example: trady-plan --budget 256KB --data photos/ -o plan.json torchvision:mobilenet_v2
     """
-    if options["min_value"] is not None and options["batch_size"] != "max":
-        raise click.UsageError("--min-value is for --batch-size max. Leave it out, or give both.")
+    _check_batch(options)
     with errors_told():
         parse_bytes(options["budget"])
         pictures = {name: options.pop(name) for name in ("plot", "html", "graph", "draw")}
@@ -78,6 +77,11 @@ def plan_command(**options: Any) -> None:
             plan.save(output)
         _show(plan, as_json)
         tell_written(output, *pictures.values())
+
+
+def _check_batch(options: dict[str, Any]) -> None:
+    if options["min_value"] is not None and options["batch_size"] != "max":
+        raise click.UsageError("--min-value is for --batch-size max. Leave it out, or give both.")
 
 
 def _plan(options: dict[str, Any]) -> "tuple[Plan, Trace]":

@@ -83,7 +83,7 @@ def forward_macs(model: nn.Module, inputs: Inputs, *, traced: Trace | None = Non
         inputs: Example inputs; the first sample is used.
         traced: A trace of this very model that holds batch size 1, to save tracing it again.
 
-    Raises:
+    Error:
         TracingError: The model cannot be followed.
     """
     one = _first_sample(inputs)

@@ -32,7 +32,7 @@ class StepMemory:
             traced: The trace at the planned batch size.
             measure: Whether kernels may be run; not for models without memory for their weights.
 
-        Raises:
+        Error:
             TracingError: The backward pass cannot be followed.
         """
         recorded = traced.lifetimes(traced.batch_size)

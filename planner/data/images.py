@@ -88,7 +88,7 @@ def picture_tensor(image: Any, picture: PictureFormat) -> Tensor:
     Returns:
         float32 ``[C, H, W]``.
 
-    Raises:
+    Error:
         DataError: The pixels are 32-bit, whose range is not known.
     """
     converted = _eight_bit(image).convert(_MODE_OF_CHANNELS[picture.size[0]])
@@ -97,7 +97,11 @@ def picture_tensor(image: Any, picture: PictureFormat) -> Tensor:
 
 
 def _eight_bit(image: Any) -> Any:
-    """Pillow's own conversion clips 16-bit grey to white, so take the upper byte."""
+    """Pillow's own conversion clips 16-bit grey to white, so take the upper byte.
+
+    Raises:
+        DataError: The pixels have 32 bits of unknown range.
+    """
     if image.mode.startswith("I;16"):
         return require_pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

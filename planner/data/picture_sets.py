@@ -53,7 +53,7 @@ def read_folder(root: Path, picture: PictureFormat, split: str) -> LabelledData:
     paths_of = [_picture_paths(chosen / name) for name in classes]
     paths = [path for paths in paths_of for path in paths]
     if not paths:
-        raise _no_pictures(chosen)
+        raise DataError(_no_pictures(chosen))
     labels = torch.tensor([label for label, found in enumerate(paths_of) for _ in found])
     note = f"split {split!r} from {chosen.name}/" if parts else ""
     return LabelledData(PictureFiles(root, paths, picture), labels, classes, str(root), note=note)
@@ -94,10 +94,10 @@ def _picture_paths(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in _SUFFIXES)
 
 
-def _no_pictures(folder: Path) -> DataError:
+def _no_pictures(folder: Path) -> str:
     loose = sum(path.suffix.lower() in _SUFFIXES for path in folder.iterdir())
     found = f"{loose} pictures, but no folders of them" if loose else "no pictures"
-    return DataError(
+    return (
         f"{folder} has {found}. Make one folder per class in it, each with that class's pictures "
         f"({', '.join(sorted(_SUFFIXES))})."
     )
@@ -245,7 +245,11 @@ def _flat_labels(path: Path, archive: Mapping[str, Any], key: str) -> NDArray[An
 
 
 def _labels_and_classes(path: Path, archive: Mapping[str, Any], names: NDArray[Any]) -> tuple[Tensor, Sequence[str]]:
-    """Labels by position among the classes, which are ``classes`` if given, else the training labels sorted."""
+    """Labels by position among the classes, which are ``classes`` if given, else the training labels sorted.
+
+    Raises:
+        DataError: A label is none of the training part.
+    """
     if "classes" in archive and names.dtype.kind in "iu":
         classes = [_as_text(name) for name in archive["classes"].tolist()]
         _check_labels(path, names, len(classes))
@@ -261,7 +265,11 @@ def _labels_and_classes(path: Path, archive: Mapping[str, Any], names: NDArray[A
 
 
 def _channels_last(path: Path, pixels: NDArray[Any], key: str) -> NDArray[Any]:
-    """Pixels as ``[N, H, W]`` or ``[N, H, W, C]``, uint8 or float32 in 0..1."""
+    """Pixels as ``[N, H, W]`` or ``[N, H, W, C]``, uint8 or float32 in 0..1.
+
+    Raises:
+        DataError: The array is of another shape, type or range.
+    """
     if pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4) and pixels.shape[1] in (1, 3, 4):
         pixels = pixels.transpose(0, 2, 3, 1)
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):

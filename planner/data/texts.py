@@ -108,7 +108,11 @@ class Texts:
 
 
 def _cutting_tokenizer(text: TextFormat) -> Any:
-    """A copy of the tokenizer that cuts at ``max_tokens`` (keeping closing tokens) and does not pad."""
+    """A copy of the tokenizer that cuts at ``max_tokens`` (keeping closing tokens) and does not pad.
+
+    Raises:
+        DataError: It is no tokenizer, or leaves no token of a text.
+    """
     tokenizer = getattr(text.tokenizer, "backend_tokenizer", text.tokenizer)
     if not hasattr(tokenizer, "enable_truncation"):
         raise DataError(
@@ -181,7 +185,11 @@ def read_table(
 
 
 def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and each further row with its line number; empty lines are no rows."""
+    """The header, and each further row with its line number; empty lines are no rows.
+
+    Raises:
+        DataError: The file is empty, or no table in UTF-8.
+    """
     is_quoted = path.suffix.lower() != ".tsv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

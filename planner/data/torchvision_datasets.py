@@ -39,7 +39,7 @@ def read_torchvision(
         root: Folder it lies in; by default ``$TRADY_DATA``, else ``data``.
         download: Fetch it where it is missing.
 
-    Raises:
+    Error:
         DataError: torchvision is not installed, has no such dataset, or the dataset is missing or of another kind.
     """
     kind = _dataset_class(source)
@@ -68,7 +68,11 @@ class TorchvisionPictures:
         return f"picture {index}"
 
     def load(self, index: int) -> Tensor:
-        """float32 ``[C, H, W]``; DataError if the picture cannot be decoded."""
+        """float32 ``[C, H, W]``; DataError if the picture cannot be decoded.
+
+        Raises:
+            DataError: The picture cannot be decoded.
+        """
         try:
             return picture_tensor(self.dataset[index][0], self.picture)
         except Exception as error:  # datasets and decoders raise what they like
@@ -89,7 +93,11 @@ def _dataset_class(source: str) -> type[Any]:
 
 
 def _opened(source: str, kind: Callable[..., Any], root: Path, split: str, download: bool) -> Any:
-    """The dataset's part; datasets say their parts by ``train=`` or by ``split=``."""
+    """The dataset's part; datasets say their parts by ``train=`` or by ``split=``.
+
+    Raises:
+        DataError: There is no such part, or the dataset is not there.
+    """
     known = inspect.signature(kind).parameters
     options: dict[str, Any] = {"download": download} if "download" in known else {}
     problem: Exception | None = None
@@ -117,7 +125,11 @@ def _part_options(source: str, known: set[str], split: str) -> Sequence[dict[str
 
 
 def _labels(source: str, dataset: Any) -> list[int]:
-    """The class of each picture, without decoding any where the dataset lists them."""
+    """The class of each picture, without decoding any where the dataset lists them.
+
+    Raises:
+        DataError: A picture has no single class.
+    """
     found = next((getattr(dataset, name) for name in _LABEL_NAMES if hasattr(dataset, name)), None)
     if found is None:
         samples = next((getattr(dataset, name) for name in _SAMPLE_NAMES if hasattr(dataset, name)), None)

@@ -57,7 +57,11 @@ class CostTable(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CostTable":
-        """Every index must point into the table it belongs to."""
+        """Every index must point into the table it belongs to.
+
+        Raises:
+            ValueError: One points outside.
+        """
         operations, flows = self.operations, self.gradient_storages or ()
         kept = [entry for operation in operations for entry in operation.kept]
         used = {

@@ -55,8 +55,10 @@ def load_exported_program(path: Path, trust_pickle: bool) -> torch.export.Export
     """Read a ``torch.export`` archive.
 
     Raises:
-        UntrustedPickleError: It holds more than plain tensors and known operators, and is not trusted.
         LoadingError: It is damaged, or of another version of the format.
+
+    Error:
+        UntrustedPickleError: It holds more than plain tensors and known operators, and is not trusted.
     """
     if not trust_pickle:
         _check_archive(path)

@@ -166,6 +166,9 @@ def _make(text: str, function: Callable[[], Any], options: BuildOptions) -> Any:
     """Call a library's builder on the asked device, quietly.
 
     Some builders compute with tensors (RegNet), which the meta device cannot: they build on the CPU and move.
+
+    Raises:
+        LoadingError: The builder fails.
     """
     try:
         with warnings.catch_warnings():
@@ -173,12 +176,18 @@ def _make(text: str, function: Callable[[], Any], options: BuildOptions) -> Any:
             try:
                 with options.device():
                     return function()
-            except (NotImplementedError, RuntimeError):
+            except (NotImplementedError, RuntimeError) as error:
                 if not options.meta:
-                    raise
+                    raise LoadingError(_unbuilt(text, error)) from error
                 return function().to("meta")
+    except LoadingError:
+        raise
     except Exception as error:
-        raise LoadingError(f"{text} cannot be built: {type(error).__name__}: {_first_line(error)}.") from error
+        raise LoadingError(_unbuilt(text, error)) from error
+
+
+def _unbuilt(text: str, error: Exception) -> str:
+    return f"{text} cannot be built: {type(error).__name__}: {_first_line(error)}."
 
 
 def _first_line(error: object) -> str:
@@ -317,7 +326,11 @@ def _from_config(kind: Any, config: Any) -> nn.Module:
 
 
 def _transformers_config(transformers: Any, name: str) -> tuple[Any, bool]:
-    """A configuration, and whether the name can have weights too."""
+    """A configuration, and whether the name can have weights too.
+
+    Raises:
+        LoadingError: There is no such model.
+    """
     auto, here = transformers.AutoConfig, BuildOptions()
     types = list(importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES)
     if Path(name).exists():

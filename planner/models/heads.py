@@ -16,7 +16,7 @@ _WEIGHT_DECAY: Final = 2e-3
 def head_classes(model: nn.Module, head: str) -> int:
     """Outputs of a head.
 
-    Raises:
+    Error:
         TradyError: The head is neither a linear layer nor a convolution.
     """
     module = _head_module(model, head)
@@ -64,7 +64,7 @@ def fit_head(
     Returns:
         Accuracy on the batches it was fitted to, 0 to 1.
 
-    Raises:
+    Error:
         TradyError: The head cannot be fitted, or there is no batch.
     """
     module = _head_module(model, head)
@@ -104,7 +104,11 @@ def _logits(module: nn.Module, features: Tensor) -> Tensor:
 def _features(
     model: nn.Module, head: nn.Module, batches: Iterable[Batch], progress: Callable[[int], None] | None
 ) -> tuple[Tensor, Tensor]:
-    """Inputs of the head for every sample, ``[N, ...]``, and their labels ``[N]``."""
+    """Inputs of the head for every sample, ``[N, ...]``, and their labels ``[N]``.
+
+    Raises:
+        TradyError: There is no batch.
+    """
     features: list[Tensor] = []
     labels: list[Tensor] = []
     training = {module: module.training for module in model.modules()}

@@ -86,8 +86,10 @@ def load_model(
         meta: Build on the meta device, without memory for weights.
 
     Raises:
-        UntrustedPickleError: The file needs ``trust_pickle``.
         LoadingError: Nothing can be loaded from what was given.
+
+    Error:
+        UntrustedPickleError: The file needs ``trust_pickle``.
     """
     options = BuildOptions(pretrained=pretrained, meta=meta)
     path = Path(source)
@@ -143,7 +145,11 @@ def _assumed_preprocessing(model: nn.Module, inputs: Inputs) -> Preprocessing | 
 
 
 def _load_loss(text: str) -> LossFunction:
-    """A loss function, or a loss class such as ``torch.nn:CrossEntropyLoss``, which is made without arguments."""
+    """A loss function, or a loss class such as ``torch.nn:CrossEntropyLoss``, which is made without arguments.
+
+    Raises:
+        LoadingError: The class cannot be made without arguments.
+    """
     found = load_factory(text, "--loss")
     if isinstance(found, type):
         try:
@@ -270,7 +276,11 @@ def _unpickle_archive(path: Path, trust_pickle: bool) -> Any:
 
 
 def _unpickle_old_file(path: Path, start: bytes, trust_pickle: bool) -> Any:
-    """Files from before torch 1.6, or plain pickles: opened with torch's own defaults, no allow-list."""
+    """Files from before torch 1.6, or plain pickles: opened with torch's own defaults, no allow-list.
+
+    Raises:
+        LoadingError: The file is cut short, or no model.
+    """
     if start.startswith(b"PK"):
         raise LoadingError(f"{path} is cut short: its archive has no end. Save or download it again.")
     if not start.startswith(b"\x80"):

@@ -127,7 +127,7 @@ def resolve_name(name: str) -> Any:
 def scan_pickle(data: bytes | BinaryIO) -> PickleScan:
     """Follow a pickle's instructions without carrying them out; a file is read up to the end of one pickle.
 
-    Raises:
+    Error:
         ValueError: The bytes are not a pickle, or end too early.
     """
     return _Scanner().run(pickletools.genops(data))
@@ -271,7 +271,7 @@ def load_safely(path: Path, data: bytes) -> Any:
         path: The archive, for ``torch.load``.
         data: Its ``data.pkl``.
 
-    Raises:
+    Error:
         UntrustedPickleError: It names something outside the allow-list, or would call a constructor.
         LoadingError: It is damaged, or a package it needs is missing.
     """
@@ -295,7 +295,11 @@ def load_safely(path: Path, data: bytes) -> Any:
 
 
 def refuse_names(path: Path, names: Iterable[str]) -> NoReturn:
-    """Say which names are not on the allow-list and what to do."""
+    """Say which names are not on the allow-list and what to do.
+
+    Raises:
+        UntrustedPickleError: Always.
+    """
     listed = sorted(names)
     raise UntrustedPickleError(
         f"{path} refers to {len(listed)} name{'s' * (len(listed) != 1)} outside the allow-list, so it was not opened: "
@@ -339,7 +343,11 @@ def _real_function(path: Path, value: Any) -> Any:
 
 
 def _check_instances(path: Path, model: nn.Module) -> None:
-    """Refuse hooks and methods replaced on the instance: state may hold data, not behaviour."""
+    """Refuse hooks and methods replaced on the instance: state may hold data, not behaviour.
+
+    Raises:
+        UntrustedPickleError: A module has one.
+    """
     for name, module in model.named_modules():
         state = vars(module)
         hooks = [table for table in _HOOK_TABLES if state.get(table)]

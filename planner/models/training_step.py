@@ -63,7 +63,11 @@ def map_tensors(function: Callable[[Tensor], Any], inputs: Any) -> Any:
 
 
 def batch_size_of(inputs: Inputs) -> int:
-    """Samples in a batch: the first dimension of its first tensor."""
+    """Samples in a batch: the first dimension of its first tensor.
+
+    Raises:
+        TracingError: No tensor has a batch dimension.
+    """
     for tensor in input_tensors(inputs):
         if tensor.dim() > 0:
             return tensor.shape[0]

@@ -248,7 +248,7 @@ class Plan(Record):
     def save(self, path: str | Path) -> None:
         """Write the plan, whole or not at all.
 
-        Raises:
+        Error:
             TradyError: The file cannot be written.
         """
         write_atomically(Path(path), self.to_json())

@@ -17,6 +17,6 @@ from .replanning import replan as replan
 from .requests import NOTHING_FOUND as NOTHING_FOUND
 from .requests import NOTHING_OF_WORTH as NOTHING_OF_WORTH
 from .requests import cheapest_layer as cheapest_layer
-from .requests import no_layer_fits as no_layer_fits
+from .requests import refuse_budget as refuse_budget
 from .selection import candidate_layers as candidate_layers
 from .selection import priorities_of as priorities_of

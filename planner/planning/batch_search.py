@@ -36,8 +36,10 @@ def plan_largest_batch(
         The plan.
 
     Raises:
-        BudgetError: Not even one sample fits.
         PlanError: The value is not reached with one sample, or any batch size fits.
+
+    Error:
+        BudgetError: Not even one sample fits.
     """
     traced, say = options["traced"], options.get("progress") or (lambda _: None)
     assert traced is not None

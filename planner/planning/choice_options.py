@@ -86,6 +86,8 @@ class ChoiceOptions(Record):
 
         Raises:
             PlanError: A value is of another type; or as :func:`trady.planner.options.choose`.
+
+        Error:
             UnitError: The budget is no size.
         """
         given = {name: value for name, value in options.items() if name in cls.model_fields}

@@ -136,6 +136,9 @@ def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords])
         The plan: what trains, within which bytes, and everything it was made from.
 
     Raises:
+        TypeError: A keyword is unknown, or the budget is missing.
+
+    Error:
         BudgetError: The budget trains no layer; the smallest that does is named.
         PlanError: Options contradict each other, or leave no layer to train.
         TracingError: The step cannot be followed.
@@ -197,7 +200,11 @@ def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords])
 
 
 def _traced(model: nn.Module, inputs: Inputs, options: PlanKeywords, say: Callable[[str], None]) -> Trace:
-    """The given trace, or one made as the options say, at the planned batch size."""
+    """The given trace, or one made as the options say, at the planned batch size.
+
+    Raises:
+        PlanError: The batch size is below 1.
+    """
     batch_size, traced = options.get("batch_size"), options.get("traced")
     size = batch_size_of(inputs) if batch_size is None else batch_size
     if size < 1:

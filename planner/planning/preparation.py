@@ -129,6 +129,8 @@ def priorities_from_data(
 
     Raises:
         DataError: There is no data, or less than one batch.
+
+    Error:
         CalibrationError: A gradient is not finite.
     """
     if prepared.data is None:
@@ -272,6 +274,8 @@ def record_from_data(
 
     Raises:
         DataError: There is no data, or less than one batch.
+
+    Error:
         CalibrationError: As :func:`record_gradients`.
     """
     if prepared.data is None:

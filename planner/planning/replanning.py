@@ -9,7 +9,7 @@ from trady.planner.ledger import FORWARD_CONVOLUTIONS, BatchedLedger
 from trady.planner.options import Strategy, choose
 from trady.planner.plan import NOT_SOLVED, Plan, StrategyRecord
 from trady.planner.planning.choice_options import ChoiceOptions
-from trady.planner.planning.requests import no_layer_fits
+from trady.planner.planning.requests import refuse_budget
 from trady.planner.priorities import LayerPriority
 from trady.planner.sampling import (
     DEFAULT_HORIZON,
@@ -40,7 +40,7 @@ def replan(plan: Plan, strategy: Strategy | str, scheme: Mapping[str, float] | s
         strategy: The other strategy, or its name; the plan's own returns the plan as it is.
         scheme: For ``su``: layer name -> ratio, or the name of a published scheme.
 
-    Raises:
+    Error:
         StrategyError: The strategy is unknown, or a scheme is missing or does not fit the model.
         BudgetError: The budget trains no layer under this strategy, or does not hold the scheme.
     """
@@ -60,14 +60,14 @@ def replan(plan: Plan, strategy: Strategy | str, scheme: Mapping[str, float] | s
 def with_first_draw(plan: Plan) -> Plan:
     """Counts, ledger and value of the first epoch, for strategies whose draw is not the solver's.
 
-    Raises:
+    Error:
         BudgetError: Nothing fits.
     """
     costs = BatchedLedger(plan.table)
     first = draw(plan, 0, ledger=costs)
     counts = first.counts(plan.table)
     if not any(counts):
-        raise no_layer_fits(costs, _asked(plan), plan.strategy.eligible)
+        refuse_budget(costs, _asked(plan), plan.strategy.eligible)
     dynamic = STRATEGIES[plan.strategy.name].dynamic
     horizon = min(DEFAULT_HORIZON, float(plan.settings.epochs)) if dynamic else 1.0
     reached = fsum(covered_shares(plan.layer_values, plan.table, counts, horizon))
@@ -132,7 +132,11 @@ def _scheme_record(plan: Plan, scheme: Mapping[str, float] | str | None) -> Stra
 
 
 def _check_all_convolutions(plan: Plan, found: int) -> None:
-    """Published schemes number the model's convolutions: a table that leaves some out would shift them."""
+    """Published schemes number the model's convolutions: a table that leaves some out would shift them.
+
+    Raises:
+        StrategyError: The table leaves a convolution out.
+    """
     known = {layer.weight_name for layer in plan.table.layers}
     left_out = [name for name, line in plan.model.tensors.items() if line.count(",") >= 3 and name not in known]
     if left_out:

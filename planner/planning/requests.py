@@ -1,11 +1,11 @@
 """What a choice takes at the least: the cheapest layer, the smallest budget. No torch."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
-from trady.planner.errors import BudgetError, PlanError, TradyError
+from trady.planner.errors import BudgetError, PlanError
 from trady.planner.ledger import BatchedLedger, CostTable, Ledger
 from trady.planner.options import Scope
 from trady.planner.planning.choice_options import ChoiceOptions
@@ -51,43 +51,48 @@ def _least_channels(table: CostTable, asked: ChoiceOptions, index: int) -> int:
     return min(asked.min_channels, table.layers[index].in_channels)
 
 
-def no_layer_fits(ledger: BatchedLedger, asked: ChoiceOptions, eligible: Sequence[int] | None = None) -> TradyError:
-    """The error of a budget that trains nothing: which layer comes cheapest, and what it takes."""
+def refuse_budget(ledger: BatchedLedger, asked: ChoiceOptions, eligible: Sequence[int] | None = None) -> NoReturn:
+    """Tell which layer comes cheapest where a budget trains nothing, and what it takes.
+
+    Raises:
+        PlanError: The backward pass is bounded too low.
+        BudgetError: The budget is too small.
+    """
     table = ledger.table
     cheapest, needed = cheapest_layer(ledger, asked, eligible)
     layer = table.layers[cheapest]
     if needed <= asked.budget_bytes:
         fewest = np.array([least_counts(table, asked, index) for index in range(len(table.layers))])
         least = int(ledger.backward_macs(fewest).min())
-        return PlanError(
+        raise PlanError(
             f"No layer fits the budget with --max-backward-macs {asked.max_backward_macs}: the shallowest needs "
             f"{least} MACs. Raise --max-backward-macs."
         )
     counts = least_counts(table, asked, cheapest)
     if asked.scope is Scope.PEAK:
-        return _peak_error(ledger, asked, cheapest, needed)
+        raise BudgetError(_peak_too_small(ledger, asked, cheapest, needed))
     parts = _parts(ledger.of(counts), asked.scope)
     channels = f"{counts[cheapest]} channel" + ("s" if counts[cheapest] > 1 else "")
-    return BudgetError(
+    raise BudgetError(
         f"Budget {format_bytes(asked.budget_bytes)} trains no layer: the cheapest, {layer.name!r}, needs "
         f"{format_bytes(needed)} ({needed} B) for {channels} ({parts}). Raise --budget or lower --batch-size."
     )
 
 
-def _peak_error(ledger: BatchedLedger, asked: ChoiceOptions, cheapest: int, needed: int) -> BudgetError:
+def _peak_too_small(ledger: BatchedLedger, asked: ChoiceOptions, cheapest: int, needed: int) -> str:
     """A budget of the peak says what a forward pass alone takes: below that nothing but a smaller batch helps."""
     table, inference = ledger.table, ledger.peak_model.inference_bytes()
     layer = table.layers[cheapest]
     budget = format_bytes(asked.budget_bytes)
     alone = f"Inference alone peaks at {format_bytes(inference)} ({inference} B) at batch size {table.batch_size}"
     if inference > asked.budget_bytes:
-        return BudgetError(
+        return (
             f"Budget {budget} does not hold the model even without training. {alone}. "
             f"Lower --batch-size, or raise --budget to {format_bytes(needed)} ({needed} B), at which "
             f"{layer.name!r} trains."
         )
     channels = min(asked.min_channels, layer.in_channels)
-    return BudgetError(
+    return (
         f"Budget {budget} trains no layer: the cheapest, {layer.name!r}, peaks at {format_bytes(needed)} ({needed} B) "
         f"with {channels} channel{'s' if channels > 1 else ''}. {alone}. Raise --budget or lower --batch-size."
     )

@@ -18,7 +18,7 @@ from trady.planner.planning.requests import (
     NOTHING_OF_WORTH,
     cheapest_layer,
     least_counts,
-    no_layer_fits,
+    refuse_budget,
 )
 from trady.planner.priorities import LayerPriority, Priorities, slice_norms
 from trady.planner.sampling import (
@@ -101,8 +101,10 @@ def check_some_layer_fits(tables: RefinedTable, asked: ChoiceOptions) -> None:
     """Tell a hopeless budget before the work.
 
     Raises:
-        BudgetError: No layer fits; the smallest budget that trains one is named.
         PlanError: The budget is of the peak, and the peak is not known.
+
+    Error:
+        BudgetError: No layer fits; the smallest budget that trains one is named.
     """
     if asked.scope is Scope.PEAK and tables.table.gradient_storages is None:
         raise PlanError(f"{tables.note} Use --scope training.")
@@ -111,7 +113,7 @@ def check_some_layer_fits(tables: RefinedTable, asked: ChoiceOptions) -> None:
         if needed <= asked.budget_bytes:
             return
         if asked.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, asked, cheapest)):
-            raise no_layer_fits(tables.ledger, asked)
+            refuse_budget(tables.ledger, asked)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -143,7 +145,7 @@ def choose_channels(
     Returns:
         The choice; without counts for strategies that fill the budget anew each epoch.
 
-    Raises:
+    Error:
         BudgetError: The budget trains no layer.
     """
     if asked.strategy is Strategy.SOLVER:
@@ -183,6 +185,8 @@ def solved(asked: ChoiceOptions, ledger: BatchedLedger, priorities: Sequence[Lay
 
     Raises:
         PlanError: All norms are zero, or the search found nothing in its time.
+
+    Error:
         BudgetError: The budget trains no layer.
     """
     if not any(layer.norm_sum for layer in priorities):
@@ -191,7 +195,7 @@ def solved(asked: ChoiceOptions, ledger: BatchedLedger, priorities: Sequence[Lay
     norms = None if asked.inclusion is Inclusion.UNIFORM else [layer.channel_norms for layer in priorities]
     selection = solve(ledger, [layer.norm_sum for layer in priorities], limits, norms)
     if selection.status is SolverStatus.INFEASIBLE:
-        raise no_layer_fits(ledger, asked)
+        refuse_budget(ledger, asked)
     if selection.status is SolverStatus.UNKNOWN:
         raise PlanError(NOTHING_FOUND)
     strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(ledger.table.layers))))
@@ -206,7 +210,7 @@ def scheme_counts_of(asked: ChoiceOptions, tables: RefinedTable, convolutions: S
         tables: Costs of the candidate layers.
         convolutions: The model's convolutions by name, in order: published schemes count them.
 
-    Raises:
+    Error:
         BudgetError: The scheme needs more than the budget.
         StrategyError: The scheme is missing or does not fit the model.
     """

@@ -59,7 +59,7 @@ def record_gradients(
         head: What trains beside the drawable layers: ``auto``, ``none`` or the name of a layer.
         progress: Called with the number of epochs done and the mean loss of the last one.
 
-    Raises:
+    Error:
         CalibrationError: An epoch without a batch, an argument outside its range, a loss or gradient that is not
             finite (layer, epoch and batch are named), or training that diverges.
 
@@ -142,7 +142,11 @@ class _Training:
         return f"in epoch {len(self.losses)}, batch {self._batch}, at learning rate {self._learning_rate:g}"
 
     def run_epoch(self, batches: Batches, loss: LossFunction | None) -> float:
-        """Train on the batches; the mean loss."""
+        """Train on the batches; the mean loss.
+
+        Raises:
+            CalibrationError: There is no batch.
+        """
         self._epoch = _EpochSums(self._layers)
         losses = []
         for self._batch, item in enumerate(batches):

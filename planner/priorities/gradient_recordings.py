@@ -126,7 +126,7 @@ class GradientRecording:
     def indices_of(self, names: Sequence[str]) -> tuple[int, ...]:
         """Places of layers among the recorded ones.
 
-        Raises:
+        Error:
             KeyError: A layer was not recorded.
         """
         places = {name: index for index, name in enumerate(self.layers)}
@@ -161,7 +161,7 @@ class GradientRecording:
     def save(self, path: str | Path) -> None:
         """Write the file (safetensors), whole or not at all.
 
-        Raises:
+        Error:
             TradyError: The file cannot be written.
         """
         tensors: dict[str, FloatArray] = {}
@@ -184,44 +184,46 @@ class GradientRecording:
                 known = set(file.keys())
                 missing = [name for layer in header.layers for name in _names(layer) if name not in known]
                 if missing:
-                    raise _unusable(path, f"tensor {missing[0]!r} is missing")
+                    raise CalibrationError(_unusable(path, f"tensor {missing[0]!r} is missing"))
                 norms = tuple(file.get_tensor(_norms_name(layer)) for layer in header.layers)
                 sketches = tuple(file.get_tensor(_sketches_name(layer)) for layer in header.layers)
         except OSError as error:
-            raise _unusable(path, error.strerror or str(error)) from error
+            raise CalibrationError(_unusable(path, error.strerror or str(error))) from error
         except SafetensorError as error:
-            raise _unusable(path, f"it is no whole safetensors file ({error})") from error
+            raise CalibrationError(_unusable(path, f"it is no whole safetensors file ({error})")) from error
         for layer, norm, drawn in zip(header.layers, norms, sketches, strict=True):
             shape = (len(header.losses), layer.channels)
             _check_tensor(path, _norms_name(layer), norm, shape)
             _check_tensor(path, _sketches_name(layer), drawn, (*shape, header.sketch_size))
             if (norm < 0).any():
-                raise _unusable(path, f"tensor {_norms_name(layer)!r} has negative norms")
+                raise CalibrationError(_unusable(path, f"tensor {_norms_name(layer)!r} has negative norms"))
         return cls(header, norms, sketches)
 
 
 def _read_header(path: str | Path, metadata: dict[str, str]) -> RecordingHeader:
     text = metadata.get(_METADATA_KEY)
     if text is None:
-        raise _unusable(path, "it is a safetensors file without a gradient recording")
+        raise CalibrationError(_unusable(path, "it is a safetensors file without a gradient recording"))
     try:
         return RecordingHeader.model_validate_json(text)
     except ValidationError as error:
         for problem in error.errors():
             if problem["loc"] == (_VERSION_KEY,):
                 known = f"this Trady reads version {SCHEMA_VERSION}"
-                raise _unusable(path, f"it is of version {problem['input']!r}; {known}") from error
+                raise CalibrationError(_unusable(path, f"it is of version {problem['input']!r}; {known}")) from error
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "header"
-        raise _unusable(path, f"{where}: {first['msg']}") from error
+        raise CalibrationError(_unusable(path, f"{where}: {first['msg']}")) from error
 
 
 def _check_tensor(path: str | Path, name: str, tensor: FloatArray, shape: tuple[int, ...]) -> None:
     if tensor.dtype != np.float32 or tensor.shape != shape:
         found = f"{tensor.dtype}{list(tensor.shape)}"
-        raise _unusable(path, f"tensor {name!r} is {found}, not the float32{list(shape)} of its header")
+        raise CalibrationError(
+            _unusable(path, f"tensor {name!r} is {found}, not the float32{list(shape)} of its header")
+        )
     if not np.isfinite(tensor).all():
-        raise _unusable(path, f"tensor {name!r} has values that are not finite")
+        raise CalibrationError(_unusable(path, f"tensor {name!r} has values that are not finite"))
 
 
 def _names(layer: RecordedLayer) -> tuple[str, str]:
@@ -236,5 +238,5 @@ def _sketches_name(layer: RecordedLayer) -> str:
     return f"sketches/{layer.weight_name}"
 
 
-def _unusable(path: str | Path, problem: str) -> CalibrationError:
-    return CalibrationError(f"Recording {path} cannot be used: {problem}. {_AGAIN}.")
+def _unusable(path: str | Path, problem: str) -> str:
+    return f"Recording {path} cannot be used: {problem}. {_AGAIN}."

@@ -53,7 +53,7 @@ def tail_index(samples: Tensor) -> float | None:
         The raw estimate (it may pass 2 by its own error, about ``alpha^2 / (K2^0.5 log K1)``),
         or ``None`` when fewer than 100 samples are left non-zero by the centring over S.
 
-    Raises:
+    Error:
         CalibrationError: The samples are not a matrix, or some are not finite.
 
     Source:
@@ -77,7 +77,11 @@ def tail_index(samples: Tensor) -> float | None:
 
 
 def _centred_noise(samples: Tensor) -> Tensor:
-    """The non-zero deviations from each parameter's mean gradient, flat, in float64 on the CPU."""
+    """The non-zero deviations from each parameter's mean gradient, flat, in float64 on the CPU.
+
+    Raises:
+        CalibrationError: It is no finite matrix.
+    """
     if samples.dim() != 2:
         raise CalibrationError(
             f"Gradient samples must be a matrix [parameters, batches], got shape {list(samples.shape)}. "

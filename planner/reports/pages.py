@@ -29,7 +29,7 @@ def page(title: str, body: str, data: Any, scripts: Iterable[str]) -> str:
         data: What JSON can hold.
         scripts: Sources that run after plotly and :file:`assets/page.js`.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed.
     """
     sources = [_one_line_ends(source) for source in (plotly_source(), asset("page.js"), *scripts)]
@@ -90,7 +90,7 @@ def plotly_source() -> str:
 def check_page_path(path: str | Path) -> None:
     """Fail before the work: another suffix, a place that cannot be written, or no plotly.
 
-    Raises:
+    Error:
         TradyError: With what to do about it.
     """
     check_suffix(Path(path), PAGE_SUFFIXES, "Page")

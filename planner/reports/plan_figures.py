@@ -40,7 +40,7 @@ _LONGEST_LABEL: Final = 40
 def check_graph_path(path: str | Path) -> None:
     """Fail before the work: an unknown suffix, or a place that cannot be written.
 
-    Raises:
+    Error:
         TradyError: With what to do about it.
     """
     check_suffix(Path(path), GRAPH_SUFFIXES, "Graph")
@@ -54,7 +54,7 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
         plan: The plan.
         path: ``.png`` or ``.svg``.
 
-    Raises:
+    Error:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
     """
     figures = plan_figures(plan)
@@ -85,7 +85,7 @@ def draw_graph(trace: "Trace", path: str | Path) -> None:
         trace: The trace.
         path: ``.png`` or ``.svg``.
 
-    Raises:
+    Error:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
     """
     check_suffix(Path(path))
@@ -119,7 +119,7 @@ def save_graph(trace: "Trace", path: str | Path) -> None:
         trace: The trace.
         path: ``.json`` (networkx node-link data) or ``.graphml``.
 
-    Raises:
+    Error:
         TradyError: Another suffix, or a file that cannot be written.
     """
     check_suffix(Path(path), GRAPH_SUFFIXES, "Graph")

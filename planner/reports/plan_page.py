@@ -24,7 +24,7 @@ _SAVINGS: Final = {
 def plan_page(plan: Plan) -> str:
     """One page that opens offline.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed.
     """
     scripts = [asset("layers.js"), asset("plan.js")]
@@ -34,7 +34,7 @@ def plan_page(plan: Plan) -> str:
 def write_plan_page(plan: Plan, path: str | Path) -> None:
     """Write the page, whole or not at all.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed, or the file cannot be written.
     """
     write_atomically(Path(path), plan_page(plan))

@@ -33,7 +33,7 @@ def check_suffix(path: Path, known: Sequence[str] = FIGURE_SUFFIXES, subject: st
 def check_figure_path(path: str | Path) -> None:
     """Fail before the work: an unknown suffix, a place that cannot be written, or no matplotlib.
 
-    Raises:
+    Error:
         TradyError: With what to do about it.
     """
     check_suffix(Path(path))
@@ -78,7 +78,7 @@ def save_figure(figure: Any, path: Path, dpi: float = DPI) -> None:
         path: ``.png`` or ``.svg``.
         dpi: Pixels per inch of a ``.png``.
 
-    Raises:
+    Error:
         TradyError: The file cannot be written.
     """
     content = io.BytesIO()

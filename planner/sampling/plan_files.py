@@ -14,7 +14,7 @@ def load_plan(path: str | Path) -> Plan:
     Args:
         path: What ``trady-plan -o`` wrote.
 
-    Raises:
+    Error:
         PlanError: The file is missing, is no plan, is of another version, or contradicts itself.
     """
     plan = Plan.load(path)

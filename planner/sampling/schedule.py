@@ -63,7 +63,7 @@ def draw(
             and ``d-det-rgn`` look at it; without it they start as the papers do (uniform; calibrated norms).
         ledger: Of the plan's table, for those who draw often.
 
-    Raises:
+    Error:
         StrategyError: Observed norms are not one for each channel.
     """
     seen = None if observed is None else _observed_in_one_run(plan, observed)
@@ -357,7 +357,11 @@ class _Drawer:
 
 
 def _observed_in_one_run(plan: "Plan", observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:
-    """Observed norms by index of the layer, each ``[1, channels]``; other models' layers are passed over."""
+    """Observed norms by index of the layer, each ``[1, channels]``; other models' layers are passed over.
+
+    Raises:
+        StrategyError: Norms are not one for each channel.
+    """
     found = {}
     for index, layer in enumerate(plan.table.layers):
         if layer.name in observed:

@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from trady.planner.errors import PlanError
 from trady.planner.ledger import BatchedLedger, CostTable
-from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, ChoiceOptions, cheapest_layer, no_layer_fits
+from trady.planner.planning import NOTHING_FOUND, NOTHING_OF_WORTH, ChoiceOptions, cheapest_layer, refuse_budget
 from trady.planner.reports import step_figures
 from trady.planner.sampling import covered_shares
 from trady.planner.solver import Program, Selection, SolverStatus, rounded_figure
@@ -146,7 +147,10 @@ class _Planner:
     def _refusal(self, budget_bytes: int) -> str:
         """What ``make_plan`` says to a budget that trains nothing."""
         column = self._column
-        return str(no_layer_fits(column.ledger, column.request.model_copy(update={"budget_bytes": budget_bytes})))
+        try:
+            refuse_budget(column.ledger, column.request.model_copy(update={"budget_bytes": budget_bytes}))
+        except PlanError as error:
+            return str(error)
 
     def _bought(self, found: Selection) -> Bought:
         column, table = self._column, self._column.table

@@ -44,7 +44,7 @@ def plot_study(study: Study, *paths: str | Path, measure: Measure = Measure.RGN_
         paths: Files of the same drawing, ``.png`` or ``.svg``.
         measure: What the curves show.
 
-    Raises:
+    Error:
         TradyError: A path cannot be written, or matplotlib is not installed.
     """
     for path in paths:

@@ -74,7 +74,7 @@ class Axes:
 def parse_budgets(text: str | Sequence[int | str]) -> tuple[int, ...]:
     """Budgets in bytes, ascending: ``64KB,256KB``, or ``32KB:4MB:24`` for 24 sizes of equal ratio; or both.
 
-    Raises:
+    Error:
         StudyError: A range is empty or reversed, or has no number of sizes.
         UnitError: A size cannot be read.
     """
@@ -85,7 +85,7 @@ def parse_budgets(text: str | Sequence[int | str]) -> tuple[int, ...]:
 def parse_batch_sizes(text: str | Sequence[int]) -> tuple[int, ...]:
     """Batch sizes, ascending: ``1,8,32``, or ``1:64:7`` for 7 of equal ratio.
 
-    Raises:
+    Error:
         StudyError: One is no whole number above 0, or a range is empty or reversed.
     """
     if not isinstance(text, str):

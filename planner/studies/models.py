@@ -100,7 +100,11 @@ def _all_known(name: str, axes: Axes, common: Common, known: frozenset[Setting])
 
 
 def _opened(spec: ModelSpec | ModuleSpec, input_shape: str, head: str) -> OpenModel:
-    """A model by name with its head and inputs of that shape; one in memory as it is."""
+    """A model by name with its head and inputs of that shape; one in memory as it is.
+
+    Raises:
+        PlanError: An input size is asked of a model that came with inputs.
+    """
     if isinstance(spec, ModelSpec):
         loaded = load_model(spec.source, input_shape=input_shape or None, **spec.loading)
         return OpenModel.of(prepare(loaded, head=head, **spec.preparing), spec)

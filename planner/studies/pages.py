@@ -67,7 +67,7 @@ def study_page(study: Study) -> str:
     Args:
         study: Rows of any number; of more than :data:`MOST_DETAILED_ROWS` some lose their layers, and the page says so.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed.
     """
     scripts = [asset(name) for name in ("layers.js", "study_chart.js", "study.js")]
@@ -77,7 +77,7 @@ def study_page(study: Study) -> str:
 def write_study_page(study: Study, path: str | Path) -> None:
     """Write the page, whole or not at all.
 
-    Raises:
+    Error:
         TradyError: plotly is not installed, or the file cannot be written.
     """
     write_atomically(Path(path), study_page(study))

@@ -67,7 +67,7 @@ class Study:
     def load(cls, folder: str | Path) -> "Study":
         """The rows of a folder that ``trady-study`` wrote; nothing in it is run.
 
-        Raises:
+        Error:
             StudyError: The folder holds no study, or a line is no row.
         """
         rows = tuple(read_rows(Path(folder)))
@@ -119,7 +119,7 @@ def study(
         **options: More of :class:`~trady.planner.studies.specs.Common` (``only``, ``train_bias``, ``device``...), which
             all rows share, and of :func:`trady.planner.models.loading.load_model`, for models by name.
 
-    Raises:
+    Error:
         StudyError: The grid is empty, or the folder holds another study.
         TradyError: An option is wrong. A model that cannot be planned is among the failures of the result.
     """
@@ -165,7 +165,7 @@ def run_study(
         say: Called with a line of text before each stage.
         count: Called with the number of rows that came.
 
-    Raises:
+    Error:
         StudyError: The grid is empty or contradicts itself, or the folder holds another study.
     """
     _check(specs, axes, common, target)
@@ -254,7 +254,11 @@ def _open_pieces(column: Column, axes: Axes, target: float | None, known: Iterab
 
 
 def _check(specs: Sequence[ModelSpec | ModuleSpec], axes: Axes, common: Common, target: float | None) -> None:
-    """Collect what makes no grid, and refuse what no row could be planned with."""
+    """Collect what makes no grid, and refuse what no row could be planned with.
+
+    Raises:
+        StudyError: The axes contradict each other.
+    """
     names = [spec.name for spec in specs]
     empty = [name for name, values in vars(axes).items() if not values and name != "budgets"]
     rules = (

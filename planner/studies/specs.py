@@ -60,7 +60,7 @@ class Common:
     def of(cls, **options: Any) -> "Common":
         """From values as a user types them: enums by value, one pattern or several.
 
-        Raises:
+        Error:
             StrategyError: A value is none of the known ones.
         """
         read: dict[str, Callable[[Any], Any]] = {

@@ -111,7 +111,7 @@ class FakeModel:
             trainable: Names of the parameters that train; ``None`` for all that require a gradient. Kernels are
                 chosen by it: attention with a trained mask takes another path than with a frozen one.
 
-        Raises:
+        Error:
             TracingError: The step cannot run on fake tensors, or no parameter reaches the loss.
         """
         self._train(trainable)
@@ -166,14 +166,18 @@ class FakeModel:
         return [_fake_batch(nested, example_size, batch_size, self._settings) for nested in (inputs, targets)]
 
     def _try_record(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> tuple[Capture, bool]:
-        """A recording, and whether the next step runs the same operations: a first one may fill in buffers."""
+        """A recording, and whether the next step runs the same operations: a first one may fill in buffers.
+
+        Raises:
+            TracingError: The step cannot be followed; the module and the shapes are named.
+        """
         recorder = Recorder(self._model, self._probes)
         try:
             return self._record(recorder, batch, batch_size, loss), not recorder.claim_new_buffers(self._model)
         except TracingError:
             raise
         except Exception as error:
-            raise _explained(error, recorder, self._model) from error
+            raise TracingError(_explained(error, recorder, self._model)) from error
 
     def _record(self, recorder: Recorder, batch: list[Any], batch_size: int, loss: LossFunction | None) -> Capture:
         inputs, targets = batch
@@ -224,6 +228,8 @@ def _loss_failures_told(outputs: Any, loss: LossFunction | None) -> Iterator[Non
 
     Raises:
         TracingError: The loss failed; what it was given is named.
+        DataDependentOutputException: It looks at values.
+        DynamicOutputShapeException: The shape of what it makes depends on values.
     """
     try:
         yield
@@ -248,18 +254,18 @@ def _read_by_loss(outputs: Any, loss_name: str, value: Tensor) -> Tensor:
         return value
 
 
-def _explained(error: Exception, recorder: Recorder, model: nn.Module) -> TracingError:
+def _explained(error: Exception, recorder: Recorder, model: nn.Module) -> str:
     """Which module failed, on what shapes, and what helps."""
     name, shapes = recorder.running
     kind = type(dict(model.named_modules()).get(name, model)).__name__
     where = f"Module {name!r} ({kind})" if name else f"The model ({kind})"
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        return TracingError(
+        return (
             f"{where} routes by the values of its inputs ({error.func}), which a plan cannot know. For a mixture of "
             "experts of transformers build the model with experts_implementation='grouped_mm', whose shapes are fixed."
         )
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
-    return TracingError(
+    return (
         f"{where} cannot run on inputs of shape {shapes or 'unknown'}: {first_line} "
         "Give inputs that the model takes (--input 3x224x224 on the command line)."
     )

@@ -87,7 +87,7 @@ class Trace:
     def at(self, batch_size: int) -> "Trace":
         """The same trace at another batch size; the model is not run again.
 
-        Raises:
+        Error:
             TracingError: The step cannot run at that batch size.
         """
         if batch_size == self.batch_size:
@@ -234,7 +234,7 @@ def trace(
     Returns:
         The trace at the batch size of ``inputs``; ``.at(n)`` gives any other.
 
-    Raises:
+    Error:
         TracingError: The step fails (the module and the shapes are named), depends on the values of tensors,
             or trains nothing.
     """
