@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trady.planner.priorities import GradientRecording
 
 #: Bytes that the trials of one chunk may keep, and the most and fewest of them.
-_CHUNK_BYTES: Final = 96 * 2**20
+_CHUNK_BYTES: Final = 8 * 2**20
 _MOST_TRIALS, _FEWEST_TRIALS = 500, 8
 #: Trials that are worth a process of their own.
 _FEWEST_SHARED: Final = 50
@@ -128,7 +128,7 @@ def _draws(
     """The draws of every epoch; static ones are made once, and so are those by norms that never change."""
     rule = STRATEGIES[plan.strategy.name]
     same = not rule.dynamic or (rule.draw is DrawRule.LARGEST_RGN and follower.path.constant)
-    if rule.draw is DrawRule.FIXED_COUNTS:
+    if rule.draw is DrawRule.FIXED_COUNTS or (rule.draw is DrawRule.UNIFORM and rule.dynamic):
         yield from draw_epochs(plan, range(epochs), seeds, ledger=ledger)
         return
     first = draw_runs(plan, 0, seeds, ledger=ledger)

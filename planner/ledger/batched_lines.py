@@ -70,7 +70,7 @@ class BatchedLines:
                 terms[upstream] = terms.get(upstream, 0) + operation.macs
         return terms
 
-    @property
+    @cached_property
     def lasting_always_bytes(self) -> int:
         """What lives all through a step that draws nothing."""
         state = self.table.always_trained_bytes - sum(found.always_gradients for found in self.table.operations)
@@ -138,8 +138,7 @@ class BatchedLines:
         indices = (drawn if indexed is None else indexed).sum(axis=1)
         channels = self._of_layers("active_weight_bytes") + self._of_layers("optimizer_bytes")
         once = self._of_layers("optimizer_tensor_bytes") + self._of_layers("bias_bytes")
-        always = self.lasting_always_bytes
-        found: Bytes = always + counts @ channels + (counts > 0) @ once + INDEX_BYTES * indices
+        found: Bytes = self.lasting_always_bytes + counts @ channels + (counts > 0) @ once + INDEX_BYTES * indices
         return found
 
     def weight_grad_macs(self, counts: Bytes) -> Bytes:

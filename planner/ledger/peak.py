@@ -13,7 +13,8 @@ from trady.planner.ledger.step_timeline import Moment, MomentKind, Sweep
 
 #: What lives at a moment is taken for so many percent more: scalars, kernels of other threads, masks of odd sizes.
 MARGIN_PERCENT: Final = 1
-
+#: From so many runs on it pays to find out which moments may be the highest.
+_MANY_RUNS: Final = 32
 
 _Amount = TypeVar("_Amount", int, Bytes)
 
@@ -32,6 +33,7 @@ class _Slices:
         self.layers = np.array([work.layer for _, work in self.works], dtype=np.int64)
         parts = [(work.base, work.channel, work.block) for _, work in self.works]
         self._base, self._channel, self._block = np.array(parts, dtype=np.int64).reshape(-1, 3).T
+        self._highest = np.array([work.highest_base for _, work in self.works], dtype=np.int64)
         exact = [(place, *found) for place, (_, work) in enumerate(self.works) for found in work.exact]
         self._place, self._count, self._exact = np.array(exact, dtype=np.int64).reshape(-1, 3).T
 
@@ -39,19 +41,19 @@ class _Slices:
         """``[runs, slice moments]`` from counts ``[runs, layers]``."""
         return self._of_drawn(counts[:, self.layers])
 
-    def growth(self, layers: Bytes, counts: Bytes, num_moments: int) -> Bytes:
-        """What one more channel of a layer adds, ``[runs, moments]``, from a layer and its count in each run."""
-        drawn = np.where(self.layers == layers[:, None], counts[:, None], 0)
-        more = np.where(self.layers == layers[:, None], counts[:, None] + 1, 0)
-        growth = np.zeros((len(layers), num_moments), dtype=np.int64)
-        growth[:, self.rows] = self._of_drawn(more) - self._of_drawn(drawn)
-        return growth
+    def most(self, counts: Bytes) -> Bytes:
+        """No less than any number of channels up to these works in, ``[runs, slice moments]``."""
+        return np.where(counts[:, self.layers] > 0, self._highest + self._line(counts[:, self.layers]), 0)
 
     def _of_drawn(self, drawn: Bytes) -> Bytes:
-        found = self._base + drawn * self._channel + -(-drawn // SLICE_BLOCK) * self._block
+        found = self._base + self._line(drawn)
         runs, hits = np.nonzero(drawn[:, self._place] == self._count)
         found[runs, self._place[hits]] = self._exact[hits]
         return np.where(drawn > 0, found, 0)
+
+    def _line(self, drawn: Bytes) -> Bytes:
+        line: Bytes = drawn * self._channel + -(-drawn // SLICE_BLOCK) * self._block
+        return line
 
 
 class PeakModel:
@@ -59,12 +61,13 @@ class PeakModel:
 
     Args:
         lines: Of a table with lifetimes.
+        moments: Those to look at; all by default.
     """
 
-    def __init__(self, lines: BatchedLines) -> None:
+    def __init__(self, lines: BatchedLines, moments: Sequence[Moment] | None = None) -> None:
         self.lines, self.table = lines, lines.table
         table = lines.table
-        self.moments = tuple(Sweep(table).moments())
+        self.moments = tuple(Sweep(table).moments() if moments is None else moments)
         self._stores = [
             (group, position) for group, found in enumerate(table.groups) for position in range(len(found.inputs))
         ]
@@ -83,6 +86,8 @@ class PeakModel:
         self._group_of_store = [group for group, _ in self._stores]
         for row, moment in enumerate(self.moments):
             self._fill(row, moment, columns)
+        self._recent: tuple[set[int], PeakModel] = set(), self
+        self._exceeding: dict[int, PeakModel] = {}
 
     def _fill(self, row: int, moment: Moment, columns: Mapping[tuple[int, int], int]) -> None:
         for upstream, num_bytes in moment.kept.items():
@@ -102,49 +107,20 @@ class PeakModel:
         Returns:
             ``[runs, moments]``.
         """
-        trained = self.lines.trained(counts)
-        drawn = self.lines.most_of_groups(counts) if stored is None else stored
-        stores = drawn[:, self._group_of_store] * self.lines.is_stored(trained)
-        parts = zip((trained, stores, counts), self._amounts, strict=True)
-        moving = sum((amounts.astype(np.float64) @ of_moments for amounts, of_moments in parts), start=0.0)
-        values: Bytes = self.fixed + np.rint(moving).astype(np.int64)
+        lines = self.lines
+        trained = lines.trained(counts)
+        drawn = lines.most_of_groups(counts) if stored is None else stored
+        values = self._moving(trained, drawn, lines.is_stored(trained), counts)
         values[:, self._slices.rows] += self._slices.num_bytes(counts)
         return np.where(self._comes(trained, counts), values, 0)
 
-    def grown(self, values: Bytes, layers: Bytes, counts: Bytes, groups: Bytes, is_stored: NDArray[np.bool_]) -> Bytes:
-        """Bytes at each moment after one more channel of a layer that trains already, in each of many runs.
-
-        Args:
-            values: What :meth:`values` gave, ``[runs, moments]``.
-            layers: Layer of each run.
-            counts: Channels it had, ``[runs]``.
-            groups: Input group that stores one more, ``[runs]``; -1 where none does.
-            is_stored: What :meth:`BatchedLines.is_stored` says, ``[runs, inputs]``.
-        """
-        growth = self._channel_growth[layers] + self._slices.growth(layers, counts, len(self.moments))
-        pays = np.pad(is_stored, ((0, 0), (0, 1)))
-        for inputs in self._inputs_of_group[groups].T:
-            growth += self._store_growth[inputs] * pays[np.arange(len(inputs)), inputs, None]
-        return np.where(values > 0, values + growth, 0)
-
-    @cached_property
-    def _channel_growth(self) -> Bytes:
-        """``[layers, moments]``."""
-        return np.ascontiguousarray(self.channels.T)
-
-    @cached_property
-    def _store_growth(self) -> Bytes:
-        """``[inputs + 1, moments]``; the last stands for no input."""
-        return np.ascontiguousarray(np.pad(self.stored.T, ((0, 1), (0, 0))))
-
-    @cached_property
-    def _inputs_of_group(self) -> Bytes:
-        """Inputs of each group, ``[groups + 1, most inputs]``, filled up with none; the last stands for no group."""
-        most = max([1, *(len(found.inputs) for found in self.table.groups)])
-        inputs: Bytes = np.full((len(self.table.groups) + 1, most), len(self._stores), dtype=np.int64)
-        for column, (group, position) in enumerate(self._stores):
-            inputs[group, position] = column
-        return inputs
+    def _moving(self, trained: NDArray[np.bool_], stored: Bytes, is_stored: NDArray[np.bool_], counts: Bytes) -> Bytes:
+        """Bytes at each moment but what slice gradients work in, ``[runs, moments]``."""
+        stores = stored[:, self._group_of_store] * is_stored
+        parts = zip((trained, stores, counts), self._amounts, strict=True)
+        moving = sum((amounts.astype(np.float64) @ of_moments for amounts, of_moments in parts), start=0.0)
+        values: Bytes = self.fixed + np.rint(moving).astype(np.int64)
+        return values
 
     def _comes(self, trained: NDArray[np.bool_], counts: Bytes) -> NDArray[np.bool_]:
         """Whether each moment comes, ``[runs, moments]``."""
@@ -166,9 +142,43 @@ class PeakModel:
             stored: Channels stored, ``[runs, groups]``; by default draws are nested.
             indexed: Indices kept, ``[runs, groups]``; by default one for each stored channel.
         """
-        most = self.values(counts, stored).max(axis=1, initial=0)
-        peaks: Bytes = self.lines.lasting_bytes(counts, stored, indexed) + with_margin(most)
+        drawn = self.lines.most_of_groups(counts) if stored is None else stored
+        model = self if len(counts) < _MANY_RUNS else self._highest_in(counts, drawn)
+        most = model.values(counts, drawn).max(axis=1, initial=0)
+        peaks: Bytes = self.lines.lasting_bytes(counts, drawn, indexed) + with_margin(most)
         return peaks
+
+    def _highest_in(self, counts: Bytes, stored: Bytes) -> "PeakModel":
+        """The model of all moments that may be the highest of some run, and of those that were for others before.
+
+        What the least and the most of all runs come to bounds every moment: few of hundreds are left.
+        """
+        lines = self.lines
+        low, high = counts.min(axis=0, keepdims=True), counts.max(axis=0, keepdims=True)
+        rarely, often = lines.trained(low), lines.trained(high)
+        least = self._moving(rarely, stored.min(axis=0, keepdims=True), lines.is_stored(often), low)
+        most = self._moving(often, stored.max(axis=0, keepdims=True), lines.is_stored(rarely), high)
+        most[:, self._slices.rows] += self._slices.most(high)
+        floor = np.where(self._comes(rarely, low), least, 0).max(initial=0)
+        rows = set(np.flatnonzero(most[0] >= floor).tolist())
+        if not rows <= self._recent[0]:
+            rows |= self._recent[0]
+            self._recent = rows, PeakModel(self.lines, [self.moments[row] for row in sorted(rows)])
+        return self._recent[1]
+
+    def exceeding(self, budget_bytes: int) -> "PeakModel":
+        """The model of those moments that some draw brings above a budget, nested or not."""
+        if budget_bytes not in self._exceeding:
+            lines = self.lines
+            everything = np.array([[layer.in_channels for layer in self.table.layers]], dtype=np.int64)
+            stored = lines.most_of_groups(everything)
+            no_input_is_whole = np.ones((1, len(self._stores)), dtype=bool)
+            most = self._moving(lines.trained(everything), stored, no_input_is_whole, everything)
+            most[:, self._slices.rows] += self._slices.most(everything)
+            lasting = lines.lasting_bytes(everything, stored, lines.sums_of_groups(everything))
+            rows = np.flatnonzero(with_margin(most[0]) + lasting > budget_bytes)
+            self._exceeding[budget_bytes] = PeakModel(self.lines, [self.moments[row] for row in rows.tolist()])
+        return self._exceeding[budget_bytes]
 
     def inference_bytes(self) -> int:
         """Peak of a forward pass that keeps nothing, weights and the batch included."""

@@ -1,22 +1,27 @@
-"""Filling a budget channel by channel, in many runs at once.
+"""Filling a budget with channels in a given or a random order, in many runs at once.
 
-A layer whose next channel does not fit is closed: for the epoch where prices are fixed, else until another layer's
-opening may have made it cheaper.
+As many of the next channels as fit together are taken at once. The layer of the first that does not fit is closed:
+for the epoch where prices are fixed, else until another layer's opening may have made it cheaper.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trady.planner.sampling.budget_state import Flags, Purses
-from trady.planner.sampling.philox import Channels, HalfWords, integers_below
+from trady.planner.sampling.budget_state import Flags, Purses, is_first
+from trady.planner.sampling.philox import Channels, FillWords, integers_below
 
-#: Channels asked for between two looks at what still fits.
-_ROUND: Final = 32
-_MOST_ASKED: Final = 256
+#: Channels of an order that are looked at together: all that follow are looked through after each such block.
+_BLOCK: Final = 512
+#: Largest share of all channels that the first round asks for, and how many more than needed: cheap ones fit longer.
+_MOST_OF_POOL, _SPARE = 0.6, 64
+#: Layers that are weighed together.
+_WEIGHED_AT_ONCE: Final = 1024
+#: Of so many channels none is asked for: they are shuffled.
+_FEW_CHANNELS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Pool:
     """The channels of the layers that may be drawn from, one after the other.
 
     Args:
-        layers: Layer of each channel, ascending.
+        layers: Layer of each channel, ascending; -1 stands last, where a place of -1 points.
         channels: Its number in the layer.
     """
 
@@ -35,128 +40,212 @@ class Pool:
     def of(cls, layers: Channels, sizes: Channels) -> "Pool":
         """All channels of some layers with so many each."""
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return cls(np.repeat(layers, sizes), within)
+        return cls(np.append(np.repeat(layers, sizes), -1), np.append(within, -1))
+
+    def __len__(self) -> int:
+        return len(self.layers) - 1
 
 
-class _Doors:
-    """Which layers are open in each run: a layer is closed when its next channel does not fit.
+class Filling:
+    """Channels taken from a pool in each of many runs.
 
     Args:
-        purses: What is spent.
+        purses: Full; filled in place.
+        pool: The channels.
+
+    Attributes:
+        is_open: Layers whose next channel was not found not to fit, ``[runs, layers + 1]``; the last one, where -1
+            points, never is.
     """
 
-    def __init__(self, purses: Purses) -> None:
-        self._purses = purses
-        self.is_open = np.ones(purses.counts.shape, dtype=bool)
-        self._opened = np.zeros(len(purses.counts), dtype=np.int64)
+    def __init__(self, purses: Purses, pool: Pool) -> None:
+        self.purses, self.pool = purses, pool
+        runs, layers = purses.counts.shape
+        self._may_open = np.append(np.isin(np.arange(layers), pool.layers), False)
+        self.is_open = np.repeat(self._may_open[None, :], runs, axis=0)
+        self._parts: list[tuple[Channels, Channels]] = []
 
-    def look(self, runs: Channels) -> Flags:
-        """Close what can no longer fit; open again where another layer's first channel may have made it cheaper.
+    def walk(self, runs: Channels, order: Channels) -> None:
+        """Take channels in an order while they fit.
 
-        Returns:
-            Layers that may still fit, now or after such an opening, ``[runs asked for, layers]``.
+        Args:
+            runs: Which runs.
+            order: Places in the pool, ``[runs, places]``, none twice; -1 stands for none.
         """
-        fit: Flags = self._purses.least_prices(runs) <= self._purses.left[runs, None]
-        fixed = self._purses.prices_are_fixed
-        if not fixed:
-            before, self._opened = self._opened, np.count_nonzero(self._purses.counts, axis=1)
-            self.is_open[self._opened > before] = True
-        self.is_open[runs] &= fit
-        return self.is_open[runs] if fixed else fit
+        while order.size:
+            self._walk_block(runs, order[:, :_BLOCK])
+            order, runs = self._left_of(order[:, _BLOCK:], runs)
+
+    def _walk_block(self, runs: Channels, block: Channels) -> None:
+        fixed = self.purses.prices_are_fixed
+        while block.size:
+            wanted = self.pool.layers.take(block)
+            if not fixed:
+                wanted = np.where(self.is_open[runs[:, None], wanted], wanted, -1)
+            opened = np.count_nonzero(self.purses.counts[runs], axis=1)
+            taken = self.purses.take(runs, wanted, self.pool.channels.take(block))
+            self._note(runs, np.where(wanted < 0, -1, block), taken)
+            if not fixed:
+                has_opened = np.count_nonzero(self.purses.counts[runs], axis=1) > opened
+                self.is_open[runs[has_opened]] = self._may_open
+            refused = wanted[np.arange(len(runs)), np.minimum(taken, wanted.shape[1] - 1)]
+            refused[taken == wanted.shape[1]] = -1
+            self.is_open[runs, refused] = False
+            if not fixed:
+                self._close(runs[refused >= 0])
+            first = int(taken.min())
+            rest = np.where(np.arange(first, block.shape[1]) > taken[:, None], block[:, first:], -1)
+            block, runs = self._left_of(rest, runs)
+
+    def _close(self, runs: Channels) -> None:
+        """Close all layers whose next channel does not fit: not one after the other as they are asked for."""
+        rows, layers = np.nonzero(self.is_open[runs])
+        for first in range(0, len(rows), _WEIGHED_AT_ONCE):
+            run, layer = runs[rows[first : first + _WEIGHED_AT_ONCE]], layers[first : first + _WEIGHED_AT_ONCE]
+            self.is_open[run, layer] = self.purses.may_take(run, layer)
+
+    def _note(self, runs: Channels, places: Channels, taken: Channels) -> None:
+        """Keep what was taken, in its order."""
+        most = int(taken.max())
+        held = np.where(np.arange(most) < taken[:, None], places[:, :most], -1)
+        self._parts.append((runs, held))
+
+    def _left_of(self, order: Channels, runs: Channels) -> tuple[Channels, Channels]:
+        """The rest of an order without layers that are closed for good, moved together; runs that have none go."""
+        fits: Flags = self.purses.least_prices(runs) <= self.purses.left[runs, None]
+        self.is_open[runs, :-1] &= fits
+        may_fit = self.is_open[runs] if self.purses.prices_are_fixed else np.pad(fits, ((0, 0), (0, 1)))
+        rows = np.arange(len(runs))[:, None]
+        rest = moved_together(order, may_fit[rows, self.pool.layers.take(order)])
+        going_on = (rest >= 0).any(axis=1)
+        return rest[going_on], runs[going_on]
+
+    def in_order_taken(self) -> Channels:
+        """Places of the channels taken, in their order, ``[runs, places]``; -1 between and behind them."""
+        width = sum(held.shape[1] for _, held in self._parts)
+        places = np.full((len(self.is_open), width), -1, dtype=np.int64)
+        first = 0
+        for runs, held in self._parts:
+            places[runs, first : first + held.shape[1]] = held
+            first += held.shape[1]
+        return places
+
+    def by_layer(self, *, in_order: bool) -> dict[int, Channels]:
+        """Channels taken, ``[runs, most taken]`` by index of the layer, filled up with its number of channels.
+
+        Args:
+            in_order: Whether in the order they were taken in, else in ascending order.
+        """
+        places, counts = self.in_order_taken(), self.purses.counts
+        # One number to sort by: layer, then when it was taken, then the channel; nothing comes last.
+        keys = np.append((self.pool.layers << 48 | self.pool.channels)[:-1], 2**62).take(places)
+        if in_order:
+            keys |= np.arange(places.shape[1]) << 24
+        keys.sort(axis=1)
+        most, sizes = counts.max(axis=0), np.bincount(self.pool.layers[:-1], minlength=counts.shape[1])
+        table = np.empty((len(counts), int(most.sum()) + 1), dtype=np.uint16 if sizes.max() < 2**16 else np.uint32)
+        table[:, :-1] = np.repeat(sizes, most)
+        # From places in a run's keys to places in the table: each layer moves as a whole.
+        shifts = np.cumsum(most) - most - (np.cumsum(counts, axis=1) - counts)
+        shifts += np.arange(len(counts))[:, None] * table.shape[1]
+        is_held = keys < 2**62
+        held = keys[is_held]
+        at = (held >> 48) + np.repeat(np.arange(len(counts)) * counts.shape[1], counts.sum(axis=1))
+        columns = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)[is_held]
+        table.reshape(-1)[shifts.reshape(-1).take(at) + columns] = held & 0xFFFFFF
+        starts = np.cumsum(most) - most
+        return {index: table[:, starts[index] : starts[index] + most[index]] for index in np.flatnonzero(most).tolist()}
 
 
-def fill_uniformly(
-    purses: Purses, layers: Channels, sizes: Channels, words: Callable[[Channels, int, int], HalfWords]
-) -> None:
-    """Take channels uniformly at random from those that are left in layers that are open, until none fits.
+class RandomFilling(Filling):
+    """Channels taken uniformly at random from those that are left in layers that are open.
 
-    A channel is asked for with the weights of the last look, once a round; one that was taken or closed since is
-    asked for again, which leaves the others equally likely.
+    Channels are asked for among all of the open layers': one that was taken before, or asked for twice, is passed
+    over, which leaves the others equally likely. Where few are left, they are shuffled.
 
     Args:
-        purses: Nested purses, full; filled in place.
-        layers: Layers to draw from.
+        purses: Nested and full; filled in place.
+        layers: Layers to draw from, ascending.
         sizes: Channels of each.
-        words: Random words ``[words, runs]`` for some runs, from the first and as many as asked for.
+        words: Random words.
     """
-    runs, step, doors = np.arange(len(purses.counts)), 0, _Doors(purses)
-    while True:
-        doors.look(runs)
-        weights = (sizes - purses.counts[runs][:, layers]) * doors.is_open[runs][:, layers]
-        keep = weights.any(axis=1)
-        runs, weights = runs[keep], weights[keep]
-        if not len(runs):
-            return
-        _fill_round(purses, layers, runs, doors, weights, words(runs, step, _ROUND))
-        step += _ROUND
+
+    def __init__(self, purses: Purses, layers: Channels, sizes: Channels, words: FillWords) -> None:
+        super().__init__(purses, Pool.of(layers, sizes))
+        self._layers, self._sizes, self._words = layers, sizes, words
+        self._starts = np.cumsum(sizes) - sizes
+
+    def fill(self) -> None:
+        """Take channels until none fits."""
+        runs = np.arange(len(self.is_open))
+        for turn in count():
+            layers = runs[:, None], self._layers
+            sizes = self._sizes * self.is_open[layers]
+            totals, taken = sizes.sum(axis=1), np.where(sizes > 0, self.purses.counts[layers], 0).sum(axis=1)
+            is_few = (totals <= _FEW_CHANNELS) | (totals <= 2 * taken)
+            many, few = ~is_few, is_few & (totals > taken)
+            if many.any():
+                self.walk(runs[many], self._asked(runs[many], sizes[many], turn))
+            if few.any():
+                self.walk(runs[few], self._shuffled(runs[few], turn))
+            runs = runs[totals > taken]
+            if not len(runs):
+                return
+
+    def nested_by_layer(self, group_of: Channels) -> dict[int, Channels]:
+        """The same as :meth:`by_layer`: members of an input group draw the first channels of the longest draw.
+
+        Args:
+            group_of: Input group of each layer.
+        """
+        channels, counts = self.by_layer(in_order=True), self.purses.counts
+        members: dict[int, list[int]] = {}
+        for index in channels:
+            members.setdefault(int(group_of[index]), []).append(index)
+        for shared in (indices for indices in members.values() if len(indices) > 1):
+            most = max(channels[index].shape[1] for index in shared)
+            padded = [np.pad(channels[index], ((0, 0), (0, most - channels[index].shape[1]))) for index in shared]
+            longest = np.array(padded)[counts[:, shared].argmax(axis=1), np.arange(len(counts))]
+            for index in shared:
+                own = channels[index]
+                is_drawn = np.arange(own.shape[1]) < counts[:, index, None]
+                channels[index] = np.where(is_drawn, longest[:, : own.shape[1]], own)
+        return channels
+
+    def _asked(self, runs: Channels, sizes: Channels, turn: int) -> Channels:
+        """Random channels of open layers, ``[runs, asked]``, none twice; -1 where one was.
+
+        Args:
+            runs: Which runs.
+            sizes: Channels of the layers that are open, else 0, ``[runs, layers]``.
+            turn: Which random words.
+        """
+        ends = np.cumsum(sizes, axis=1)
+        places = integers_below(self._words.asked(runs, turn), ends[:, -1:].astype(np.uint64))
+        if not sizes.all():  # places are of the open layers' channels; those of closed ones lie between
+            at = np.count_nonzero(places[:, :, None] >= ends[:, None, :], axis=2)
+            places += np.take_along_axis(self._starts - ends + sizes, at, axis=1)
+        before = self.in_order_taken()[runs] if turn else places[:, :0]
+        is_fresh = is_first(np.concatenate([before, places], axis=1), len(self.pool) + 1)[:, before.shape[1] :]
+        return np.where(is_fresh, places, -1)
+
+    def _shuffled(self, runs: Channels, turn: int) -> Channels:
+        """All channels of open layers that are left, in random order, -1 behind the last."""
+        is_left = self.is_open[runs[:, None], self.pool.layers]
+        np.put_along_axis(is_left, self.in_order_taken()[runs], False, axis=1)
+        order = np.argsort(self._words.keys(runs, turn, len(self.pool)), axis=1, kind="stable")
+        return moved_together(order, np.take_along_axis(is_left, order, axis=1))
 
 
-def _fill_round(
-    purses: Purses, layers: Channels, runs: Channels, doors: _Doors, weights: Channels, words: HalfWords
-) -> None:
-    ends = np.cumsum(weights, axis=1)
-    starts, totals = ends - weights, ends[:, -1].astype(np.uint64)
-    taken = np.zeros_like(weights)
-    rows = np.arange(len(runs))
-    for word in words:
-        places = integers_below(word, totals)
-        at = (ends <= places[:, None]).sum(axis=1)
-        asked = np.flatnonzero((places - starts[rows, at] >= taken[rows, at]) & doors.is_open[runs, layers[at]])
-        if not len(asked):
-            continue
-        layer = at[asked]
-        fits = purses.take(runs[asked], layers[layer])
-        taken[asked[fits], layer[fits]] += 1
-        doors.is_open[runs[asked[~fits]], layers[layer[~fits]]] = False
+def enough_asked(number: int, share: float) -> int:
+    """How many channels to ask for at random so that about a share of all were asked for once; a multiple of 8."""
+    asked = -number * math.log1p(-min(max(share, 0.0), _MOST_OF_POOL))
+    return -(-math.ceil(1.05 * asked + 2 * math.sqrt(asked)) // 8) * 8 + _SPARE
 
 
-def fill_in_order(purses: Purses, pool: Pool, order: Channels) -> Flags:
-    """Take channels in a given order while they fit.
-
-    Args:
-        purses: Purses that are not nested, full; filled in place.
-        pool: The channels.
-        order: Places in the pool in the order to take them, ``[runs, channels]``.
-
-    Returns:
-        Whether each channel of the pool was taken, ``[runs, channels]``.
-    """
-    taken = np.zeros(order.shape, dtype=bool)
-    runs, asked, doors = np.arange(len(order)), _ROUND, _Doors(purses)
-    while order.size:
-        for places in order[:, :asked].T:
-            layers = pool.layers[places]
-            wanted = np.flatnonzero((places >= 0) & doors.is_open[runs, layers])
-            if not len(wanted):
-                continue
-            place, layer, run = places[wanted], layers[wanted], runs[wanted]
-            fits = purses.take(run, layer, pool.channels[place])
-            taken[run[fits], place[fits]] = True
-            doors.is_open[run[~fits], layer[~fits]] = False
-        order, runs = _left_of(order[:, asked:], runs, doors.look(runs), pool)
-        asked = min(2 * asked, _MOST_ASKED)
-    return taken
-
-
-def _left_of(order: Channels, runs: Channels, may_fit: Flags, pool: Pool) -> tuple[Channels, Channels]:
-    """The rest of the order, moved together; ``-1`` behind the end; runs that have none go.
-
-    Args:
-        order: Places in the pool, ``[runs, places]``.
-        runs: Which runs.
-        may_fit: Layers whose channels may still fit, ``[runs, layers]``.
-        pool: The channels.
-    """
-    keep = (order >= 0) & np.take_along_axis(may_fit, pool.layers[order], axis=1)
-    rest, is_left = moved_together(order, keep)
-    going_on = is_left.any(axis=1)
-    return np.where(is_left, rest, -1)[going_on], runs[going_on]
-
-
-def moved_together(values: Channels, keep: NDArray[np.bool_]) -> tuple[Channels, Flags]:
-    """What is kept of each row, in its order, from the left; and which places of the result hold something."""
-    lengths = keep.sum(axis=1)
-    is_held = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    packed = np.zeros(is_held.shape, dtype=values.dtype)
-    packed[is_held] = values[keep]
-    return packed, is_held
+def moved_together(values: Channels, keep: Flags) -> Channels:
+    """What is kept of each row, in its order, from the left; -1 behind."""
+    lengths = np.count_nonzero(keep, axis=1)
+    packed: Channels = np.full((len(values), lengths.max(initial=0)), -1, dtype=np.int64)
+    packed[np.arange(packed.shape[1]) < lengths[:, None]] = values[keep]
+    return packed

@@ -1,10 +1,13 @@
 """How likely each channel of a layer is to be drawn, where larger gradient norms are drawn more often. Only numpy."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trady.planner.sampling.philox import Channels, words_of_runs
 
 Probabilities: TypeAlias = NDArray[np.float64]
 
@@ -12,6 +15,8 @@ Probabilities: TypeAlias = NDArray[np.float64]
 _LEAST_SHARE: Final = 1e-9
 #: Units that a probability of one is cut into: draws are exact in whole numbers.
 _UNITS: Final = 1 << 40
+#: The first of the random words' streams with one for each input group.
+_INCLUSION_STREAMS: Final = 16
 
 
 def inclusion_probabilities(norms: Sequence[float], count: int, horizon: float) -> Probabilities:
@@ -92,6 +97,29 @@ def systematic_draws(
     at = np.stack([np.searchsorted(row, wanted, side="right") for row, wanted in zip(ends, places, strict=True)])
     found: NDArray[np.int64] = np.take_along_axis(orders, at, axis=1)
     return found
+
+
+@dataclass(frozen=True)
+class WeightedGroup:
+    """An input group whose channels are drawn by their norms.
+
+    Args:
+        group: Its number.
+        members: Indices of the layers that draw from it.
+        likely: Probability of each channel.
+    """
+
+    group: int
+    members: Sequence[int]
+    likely: Probabilities
+
+    def draw(self, epoch: int, seeds: Sequence[int]) -> Channels:
+        """Channels of one epoch, ``[runs, channels stored]``.
+
+        Each draw lies in random order, so that a member that takes fewer takes any of them alike.
+        """
+        words = words_of_runs(seeds, epoch, _INCLUSION_STREAMS + self.group, len(self.likely) + 1)
+        return systematic_draws(self.likely, np.argsort(words[:, 1:], axis=1, kind="stable"), words[:, 0])
 
 
 def _whole_lengths(probabilities: Probabilities) -> NDArray[np.int64]:

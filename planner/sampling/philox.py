@@ -4,6 +4,7 @@ The words are Philox's, read raw: the same in every process and with every versi
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -18,6 +19,10 @@ SMALL_BLOCK: Final = 32768
 
 #: Words of 32 bits that one step of the generator's counter gives.
 _WORDS_OF_A_COUNTER: Final = 8
+#: Channels asked for in a round after the first; every third round asks for twice as many, up to so many.
+_FEW_ASKED, _MOST_ASKED = 16, 4096
+#: Rounds whose words are read for many epochs at once.
+_STRETCHED: Final = 3
 _HALF: Final = np.uint64(32)
 _LOW_64_BITS: Final = 2**64 - 1
 
@@ -104,14 +109,54 @@ def fixed_words(
         space: Memory to use again, the result's included.
 
     Returns:
-        ``[count, epochs * runs]``, epoch after epoch.
+        ``[runs, epochs, count]``.
     """
     stride = -(-count // _WORDS_OF_A_COUNTER) * _WORDS_OF_A_COUNTER
     whole = words_of_runs(seeds, 0, stream, epochs * stride // 2, first_epoch * stride // 2, space)
-    halves = _halves(whole).reshape(len(seeds), epochs, stride)[:, :, :count]
-    words = space.array("halves", (count, epochs, len(seeds)), np.uint32)
-    words[:] = halves.transpose(2, 1, 0)
-    return words.reshape(count, epochs * len(seeds))
+    return _halves(whole).reshape(len(seeds), epochs, stride)[:, :, :count]
+
+
+class FillWords:
+    """Words to fill budgets with, for many runs in consecutive epochs: rows are runs, epoch after epoch.
+
+    The first rounds of an epoch take one stretch of a run's stream; what few runs need beyond comes from others.
+
+    Args:
+        seeds: One for each run.
+        epochs: The epochs.
+        first_asked: Words of the first round, whatever the number of rounds.
+        streams: The purposes: the stretches, later rounds, shuffles.
+    """
+
+    def __init__(self, seeds: Sequence[int], epochs: Sequence[int], first_asked: int, streams: Sequence[int]) -> None:
+        self._seeds, self._epochs, self._streams = seeds, epochs, streams
+        self._ends = list(accumulate(first_asked if not turn else _asked_at(turn) for turn in range(_STRETCHED)))
+        words = fixed_words(seeds, streams[0], self._ends[-1], epochs[0], len(epochs), Scratch())
+        self._stretch = words.transpose(1, 0, 2).reshape(len(epochs) * len(seeds), -1)
+
+    def asked(self, rows: Channels, turn: int) -> HalfWords:
+        """Words of some rows for a round, ``[rows, words]``."""
+        if turn < _STRETCHED:
+            return self._stretch[rows, self._ends[turn - 1] if turn else 0 : self._ends[turn]]
+        first, number = sum(map(_asked_at, range(_STRETCHED, turn))), _asked_at(turn)
+        return _halves(self._own_words(rows, self._streams[1], number // 2, first // 2))
+
+    def keys(self, rows: Channels, turn: int, number: int) -> Words:
+        """Words of some rows to sort by, ``[rows, words]``."""
+        return self._own_words(rows, self._streams[2], number, turn * (-(-number // 4) * 4))
+
+    def _own_words(self, rows: Channels, stream: int, number: int, first: int) -> Words:
+        words = np.empty((len(rows), number), dtype=np.uint64)
+        for place, epoch in enumerate(self._epochs):
+            own = np.flatnonzero(rows // len(self._seeds) == place)
+            seeds = [self._seeds[row] for row in (rows[own] % len(self._seeds)).tolist()]
+            words[own] = words_of_runs(seeds, epoch, stream, number, first)
+        return words
+
+
+def _asked_at(turn: int) -> int:
+    """Words of a round after the first."""
+    return min(_FEW_ASKED << turn // 3, _MOST_ASKED)
 
 
 def _halves(words: Words) -> HalfWords:

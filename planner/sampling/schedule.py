@@ -4,9 +4,9 @@ All the randomness there is, for one run as the engine executes it and for many 
 them: the same function.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,39 +14,38 @@ from numpy.typing import NDArray
 from trady.planner.errors import StrategyError
 from trady.planner.ledger import BatchedLedger, Bytes
 from trady.planner.options import Inclusion
+from trady.planner.plan import Plan
 from trady.planner.sampling.budget_state import Purses
 from trady.planner.sampling.draws import ChannelDraw, ChannelDraws
-from trady.planner.sampling.greedy_fill import Pool, fill_in_order, fill_uniformly, moved_together
-from trady.planner.sampling.inclusion_probabilities import inclusion_probabilities, systematic_draws
+from trady.planner.sampling.greedy_fill import Filling, Pool, RandomFilling, enough_asked
+from trady.planner.sampling.inclusion_probabilities import WeightedGroup, inclusion_probabilities
 from trady.planner.sampling.philox import (
     Channels,
+    FillWords,
     HalfWords,
     Scratch,
     distinct_channels,
     fixed_words,
-    half_words_of_runs,
     unit_interval,
     words_of_runs,
 )
 from trady.planner.sampling.strategies import STRATEGIES, DrawRule
 
-if TYPE_CHECKING:
-    from trady.planner.plan import Plan
-
 Norms: TypeAlias = NDArray[np.float64]
 #: Streams of random words of one seed and epoch that do not overlap.
-_CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM = range(3)
-#: The first of those with one for each input group.
-_INCLUSION_STREAMS: Final = 16
+_CHANNEL_STREAM, _FILL_STREAM, _WEIGHT_STREAM, _MORE_STREAM, _SHUFFLE_STREAM = range(5)
+_FILL_STREAMS: Final = (_FILL_STREAM, _MORE_STREAM, _SHUFFLE_STREAM)
 #: Runs times epochs that are drawn at a time where counts are fixed, and the words they may take together.
-_ROWS_AT_ONCE: Final = 2000
+_ROWS_AT_ONCE: Final = 500
 _WORDS_AT_ONCE: Final = 2**23
+#: The same where budgets are filled.
+_ASKED_AT_ONCE: Final = 2**20
 #: Stands for a norm of zero: drawn last, and in random order.
 _LEAST_WEIGHT: Final = 1e-30
 
 
 def draw(
-    plan: "Plan",
+    plan: Plan,
     epoch: int,
     *,
     seed: int = 0,
@@ -63,6 +62,9 @@ def draw(
             and ``d-det-rgn`` look at it; without it they start as the papers do (uniform; calibrated norms).
         ledger: Of the plan's table, for those who draw often.
 
+    Returns:
+        Channels by layer, in draw order.
+
     Error:
         StrategyError: Observed norms are not one for each channel.
     """
@@ -71,7 +73,7 @@ def draw(
 
 
 def draw_runs(
-    plan: "Plan",
+    plan: Plan,
     epoch: int,
     seeds: Sequence[int],
     *,
@@ -96,51 +98,67 @@ def draw_runs(
         counts, channels = drawer.in_order(drawer.largest_rgn(seen))
     elif rule.draw is DrawRule.OBSERVED_NORMS and seen is not None:
         counts, channels = drawer.in_order(drawer.weighted(seen))
-    elif rule.draw is DrawRule.FIXED_COUNTS:
-        return next(draw_epochs(plan, [epoch], seeds, ledger=ledger))
     else:
-        counts = drawer.uniform_counts()
-        return ChannelDraws(epoch, counts, *drawer.first_of_permutations(counts))
+        return replace(next(draw_epochs(plan, [moment], seeds, ledger=ledger)), epoch=epoch)
     return ChannelDraws(epoch, counts, channels, *drawer.unions(counts, channels))
 
 
 def draw_epochs(
-    plan: "Plan", epochs: Sequence[int], seeds: Sequence[int], *, ledger: BatchedLedger | None = None
+    plan: Plan, epochs: Sequence[int], seeds: Sequence[int], *, ledger: BatchedLedger | None = None
 ) -> Iterator[ChannelDraws]:
-    """The same for many epochs of a plan with fixed counts, several at a time.
+    """The same for many epochs of a plan that draws without looking at norms, several at a time.
 
-    Every epoch takes the next words of the run's one stream, as many as channels are stored.
+    Every epoch takes the next words of the run's streams, the same number of each.
 
     Args:
-        plan: A plan whose counts are fixed.
+        plan: A plan whose counts are fixed, or that fills its budget at random.
         epochs: Consecutive, from any on.
         seeds: Seed of each run.
         ledger: Of the plan's table, for those who draw often.
     """
-    if plan.solver.inclusion is Inclusion.WEIGHTED:
-        yield from _weighted_draws(plan, epochs, seeds, ledger)
+    drawer = _Drawer(plan, 0, seeds, ledger)
+    if STRATEGIES[plan.strategy.name].draw is not DrawRule.FIXED_COUNTS:
+        yield from _filled_draws(drawer, epochs, seeds)
         return
-    drawer, space = _Drawer(plan, 0, seeds, ledger), Scratch()
+    if plan.solver.inclusion is Inclusion.WEIGHTED:
+        yield from _weighted_draws(drawer, epochs, seeds)
+        return
+    space = Scratch()
     counts = drawer.planned_counts()
     every = drawer.ledger.most_of_groups(counts)
     stored = every[0]
-    rows = min(_ROWS_AT_ONCE, _WORDS_AT_ONCE // max(1, int(stored.sum())))
-    at_once = max(1, min(len(epochs), rows // len(seeds)))
-    for block in (epochs[first : first + at_once] for first in range(0, len(epochs), at_once)):
-        words = fixed_words(seeds, _CHANNEL_STREAM, int(stored.sum()), block[0], len(block), space)
-        words_by_group = np.split(words, np.cumsum(stored)[:-1])
-        channels = drawer.nested(counts[:1], words_by_group.__getitem__, space)
+    number = int(stored.sum())
+    for block in _blocks(epochs, min(_ROWS_AT_ONCE, _WORDS_AT_ONCE // max(1, number)) // len(seeds)):
+        words = space.array("halves", (number, len(block), len(seeds)), np.uint32)
+        words[:] = fixed_words(seeds, _CHANNEL_STREAM, number, block[0], len(block), space).transpose(2, 1, 0)
+        words_by_group = np.split(words.reshape(number, len(block) * len(seeds)), np.cumsum(stored)[:-1])
+        channels = drawer.nested(counts[0], words_by_group, space)
         for place, epoch in enumerate(block):
             own = slice(place * len(seeds), (place + 1) * len(seeds))
             found = {index: drawn[own] for index, drawn in channels.items()}
             yield ChannelDraws(epoch, counts, found, every, every)
 
 
-def _weighted_draws(
-    plan: "Plan", epochs: Sequence[int], seeds: Sequence[int], ledger: BatchedLedger | None
-) -> Iterator[ChannelDraws]:
+def _filled_draws(drawer: "_Drawer", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
+    """Channels of the eligible layers, taken uniformly at random while they fit."""
+    asked = drawer.channels_to_ask_for()
+    for block in _blocks(epochs, min(_ROWS_AT_ONCE, _ASKED_AT_ONCE // asked) // len(seeds)):
+        words = FillWords(seeds, block, asked, _FILL_STREAMS)
+        counts, channels = drawer.random(words, len(block) * len(seeds))
+        stored = drawer.ledger.most_of_groups(counts)
+        for place, epoch in enumerate(block):
+            own = slice(place * len(seeds), (place + 1) * len(seeds))
+            most = counts[own].max(axis=0)
+            found = {index: drawn[own, : most[index]] for index, drawn in channels.items() if most[index]}
+            yield ChannelDraws(epoch, counts[own], found, stored[own], stored[own])
+
+
+def _blocks(epochs: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (epochs[first : first + max(1, size)] for first in range(0, len(epochs), max(1, size)))
+
+
+def _weighted_draws(drawer: "_Drawer", epochs: Sequence[int], seeds: Sequence[int]) -> Iterator[ChannelDraws]:
     """The planned counts in every epoch, larger norms more often."""
-    drawer = _Drawer(plan, 0, seeds, ledger)
     counts = drawer.planned_counts()
     stored = drawer.ledger.most_of_groups(counts)
     groups = drawer.weighted_groups(counts[0], stored[0])
@@ -152,85 +170,57 @@ def _weighted_draws(
         yield ChannelDraws(epoch, counts, channels, stored, stored)
 
 
-@dataclass(frozen=True)
-class _WeightedGroup:
-    """An input group whose channels are drawn by their norms.
-
-    Args:
-        group: Its number.
-        members: Indices of the layers that draw from it.
-        likely: Probability of each channel.
-    """
-
-    group: int
-    members: Sequence[int]
-    likely: Norms
-
-    def draw(self, epoch: int, seeds: Sequence[int]) -> Channels:
-        """Channels of one epoch, ``[runs, channels stored]``.
-
-        Each draw lies in random order, so that a member that takes fewer takes any of them alike.
-        """
-        words = words_of_runs(seeds, epoch, _INCLUSION_STREAMS + self.group, len(self.likely) + 1)
-        return systematic_draws(self.likely, np.argsort(words[:, 1:], axis=1, kind="stable"), words[:, 0])
-
-
 class _Drawer:
     """Draws one epoch of many runs."""
 
-    def __init__(self, plan: "Plan", epoch: int, seeds: Sequence[int], ledger: BatchedLedger | None) -> None:
+    def __init__(self, plan: Plan, epoch: int, seeds: Sequence[int], ledger: BatchedLedger | None) -> None:
         self._plan, self._table, self._epoch, self._seeds = plan, plan.table, epoch, tuple(seeds)
         self.ledger = BatchedLedger(plan.table) if ledger is None else ledger
         self._sizes = np.array([layer.in_channels for layer in plan.table.layers], dtype=np.int64)
         self._eligible = np.array(plan.strategy.eligible, dtype=np.int64)
+        self._pool = Pool.of(self._eligible, self._sizes[self._eligible])
 
     def planned_counts(self) -> Bytes:
         """The plan's own counts."""
         return np.broadcast_to(np.array(self._plan.counts, dtype=np.int64), (len(self._seeds), len(self._sizes)))
 
-    def uniform_counts(self) -> Bytes:
-        """Counts after taking channels of the eligible layers uniformly at random while they fit."""
-        purses = self._purses(nested=True)
-        fill_uniformly(purses, self._eligible, self._sizes[self._eligible], self._fill_words)
-        return purses.counts
+    def channels_to_ask_for(self) -> int:
+        """About as many random channels as fill a budget."""
+        settings = self._plan.settings
+        counts = np.zeros((2, len(self._sizes)), dtype=np.int64)
+        counts[1, self._eligible] = self._sizes[self._eligible]
+        least, most = self.ledger.scope_bytes(counts, settings.scope).tolist()
+        return enough_asked(int(counts[1].sum()), (settings.budget_bytes - least) / max(1, most - least))
 
-    def first_of_permutations(self, counts: Bytes) -> tuple[dict[int, Channels], Bytes, Bytes]:
-        """Each layer takes the first channels of its input group's permutation: draws are nested, and stored once."""
-        stored = self.ledger.most_of_groups(counts)
-        starts = np.cumsum(stored, axis=1) - stored
-        words = half_words_of_runs(self._seeds, self._epoch, _CHANNEL_STREAM, int(stored.sum(axis=1).max()))
-
-        def words_of(group: int) -> HalfWords:
-            places = starts[:, group] + np.arange(stored[:, group].max())[:, None]
-            return np.take_along_axis(words, np.minimum(places, len(words) - 1), axis=0)
-
-        return self.nested(counts, words_of), stored, stored
-
-    def nested(
-        self, counts: Bytes, words_of: Callable[[int], HalfWords], space: Scratch | None = None
-    ) -> dict[int, Channels]:
-        """First channels of the input groups' permutations, ``[runs, most drawn]`` by index of the layer.
+    def random(self, words: FillWords, rows: int) -> tuple[Bytes, dict[int, Channels]]:
+        """Take channels of the eligible layers uniformly at random while they fit: draws are nested.
 
         Args:
-            counts: Channels drawn, ``[runs, layers]``, or one row for all runs.
-            words_of: Words of an input group, ``[channels stored, runs]``.
+            words: Random words.
+            rows: Runs in some epochs.
+        """
+        filling = RandomFilling(self._purses(rows, nested=True), self._eligible, self._sizes[self._eligible], words)
+        filling.fill()
+        return filling.purses.counts, filling.nested_by_layer(self.ledger.group_of)
+
+    def nested(self, counts: Bytes, words_by_group: Sequence[HalfWords], space: Scratch) -> dict[int, Channels]:
+        """First channels of the input groups' permutations, ``[runs, channels drawn]`` by index of the layer.
+
+        Args:
+            counts: Channels drawn, ``[layers]``.
+            words_by_group: Words of each input group, ``[channels stored, runs]``.
             space: Memory to use again.
         """
         orders: dict[int, Channels] = {}
         channels = {}
-        for index in np.flatnonzero(counts.any(axis=0)).tolist():
+        for index in np.flatnonzero(counts).tolist():
             layer = self._table.layers[index]
             if layer.group not in orders:
-                orders[layer.group] = distinct_channels(words_of(layer.group), layer.in_channels, space)
-            drawn = counts[:, index, None]
-            found = orders[layer.group][:, : drawn.max()]
-            if drawn.min() < found.shape[1]:
-                beyond = np.arange(found.shape[1]) >= drawn
-                found = np.where(beyond, found.dtype.type(layer.in_channels), found)
-            channels[index] = found
+                orders[layer.group] = distinct_channels(words_by_group[layer.group], layer.in_channels, space)
+            channels[index] = orders[layer.group][:, : counts[index]]
         return channels
 
-    def weighted_groups(self, counts: Bytes, stored: Bytes) -> list[_WeightedGroup]:
+    def weighted_groups(self, counts: Bytes, stored: Bytes) -> list[WeightedGroup]:
         """How likely each channel is under fixed counts: by the norms of all members of its group that draw.
 
         Args:
@@ -242,7 +232,7 @@ class _Drawer:
             members = np.flatnonzero((self.ledger.group_of == group) & (counts > 0)).tolist()
             norms = np.sum([self._plan.channel_norms(index) for index in members], axis=0)
             likely = inclusion_probabilities(norms.tolist(), int(stored[group]), self._plan.solver.horizon)
-            found.append(_WeightedGroup(group, members, likely))
+            found.append(WeightedGroup(group, members, likely))
         return found
 
     def fixed_channels(self) -> tuple[Bytes, dict[int, Channels]]:
@@ -261,20 +251,12 @@ class _Drawer:
         Args:
             keys: ``[runs, eligible channels]``, or one row for all runs.
         """
-        pool = self._pool
-        purses = self._purses(nested=False, runs=len(keys))
-        taken = fill_in_order(purses, pool, np.argsort(-keys, axis=1, kind="stable"))
-        channels = {}
-        for index in np.flatnonzero(purses.counts.any(axis=0)).tolist():
-            place = np.flatnonzero(pool.layers == index)
-            numbers = np.broadcast_to(pool.channels[place], (len(taken), len(place)))
-            found, is_held = moved_together(numbers, taken[:, place])
-            channels[index] = np.where(is_held, found, self._sizes[index])
-        if len(keys) == len(self._seeds):
-            return purses.counts, channels
+        filling = Filling(self._purses(len(keys), nested=False), self._pool)
+        filling.walk(np.arange(len(keys)), np.argsort(-keys, axis=1, kind="stable"))
+        channels, counts = filling.by_layer(in_order=False), filling.purses.counts
         runs = len(self._seeds)
         same = {index: np.broadcast_to(found, (runs, found.shape[1])) for index, found in channels.items()}
-        return np.broadcast_to(purses.counts, (runs, len(self._sizes))), same
+        return np.broadcast_to(counts, (runs, len(self._sizes))), same
 
     def largest_rgn(self, observed: Mapping[int, Norms] | None) -> Norms:
         """RGN of the eligible channels; the calibrated norm stands in where none was observed."""
@@ -283,7 +265,7 @@ class _Drawer:
             found = self._observed(observed)
             norms = np.where(np.isnan(found), norms, found)
         costs = np.array([layer.sample_cost for layer in self._table.layers], dtype=np.float64)
-        keys: Norms = norms / costs[self._pool.layers]
+        keys: Norms = norms / costs[self._pool.layers[:-1]]
         return keys
 
     def weighted(self, observed: Mapping[int, Norms]) -> Norms:
@@ -334,10 +316,6 @@ class _Drawer:
         beyond = np.arange(most) >= counts.T[:, :, None]
         return np.asarray(((padded == longest) | beyond).all(axis=(0, 2)))
 
-    @property
-    def _pool(self) -> Pool:
-        return Pool.of(self._eligible, self._sizes[self._eligible])
-
     def _observed(self, observed: Mapping[int, Norms]) -> Norms:
         """Last observed norms of the eligible channels, ``[runs, eligible channels]``; ``NaN`` where there was none."""
         runs = len(self._seeds)
@@ -346,17 +324,11 @@ class _Drawer:
             axis=1,
         )
 
-    def _purses(self, *, nested: bool, runs: int | None = None) -> Purses:
-        settings = self._plan.settings
-        number = len(self._seeds) if runs is None else runs
-        return Purses(self.ledger, settings.scope, settings.budget_bytes, number, nested=nested)
-
-    def _fill_words(self, runs: Channels, first: int, count: int) -> HalfWords:
-        seeds = [self._seeds[run] for run in runs.tolist()]
-        return half_words_of_runs(seeds, self._epoch, _FILL_STREAM, count, first)
+    def _purses(self, runs: int, *, nested: bool) -> Purses:
+        return Purses(self.ledger, self._plan.settings.scope, self._plan.settings.budget_bytes, runs, nested=nested)
 
 
-def _observed_in_one_run(plan: "Plan", observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:
+def _observed_in_one_run(plan: Plan, observed: Mapping[str, Sequence[float]]) -> dict[int, Norms]:
     """Observed norms by index of the layer, each ``[1, channels]``; other models' layers are passed over.
 
     Raises:

@@ -19,8 +19,7 @@ from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan.plan import Plan
 from trady.planner.sampling.budget_state import Purses
-from trady.planner.sampling.draws import ChannelDraw
-from trady.planner.sampling.schedule import draw, draw_runs
+from trady.planner.sampling.schedule import ChannelDraw, draw, draw_epochs, draw_runs
 from trady.planner.sampling.strategies import STRATEGIES
 
 FILLING = [s for s in Strategy if s not in (Strategy.SOLVER, Strategy.SU)]
@@ -91,7 +90,7 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
         if not left:
             continue
         channel = data.draw(st.sampled_from(left))
-        assert purses.take(*(np.array([value]) for value in (0, index, channel)))
+        assert purses.take(np.array([0]), np.array([[index]]), np.array([[channel]]))
         taken.setdefault(layer.name, []).append(channel)
         drawn = ChannelDraw(0, {name: np.asarray(found) for name, found in taken.items()})
         scopes = drawn.ledger(BatchedLedger(table)).scopes
@@ -198,6 +197,43 @@ def test_layers_are_filled_in_proportion_to_their_channels() -> None:
     counts = draw_runs(plan, 0, range(4000)).counts
     assert (counts.sum(axis=1) == 1).all()
     assert stats.binomtest(int(counts[:, 0].sum()), 4000, 0.75).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("budget", [32 * 7, 32 * 130, 32 * 250])
+def test_wide_layers_are_filled_uniformly(budget: int) -> None:
+    """Few, some and nearly all of 300 channels, on one price: each is as likely, in every layer and at every place."""
+    plan = plan_of(plain_table(200, 100), Strategy.D_FULL_RANDOM, budget_bytes=budget)
+    drawn = draw_runs(plan, 3, range(2000))
+    number = budget // 32
+    assert (drawn.counts.sum(axis=1) == number).all()
+    hypergeometric = stats.hypergeom(300, 200, number)
+    mean, error = hypergeometric.mean(), hypergeometric.std() / 2000**0.5
+    assert abs(drawn.counts[:, 0].mean() - mean) < 4.5 * error
+    assert np.var(drawn.counts[:, 0]) == pytest.approx(hypergeometric.var(), rel=0.2)
+    for index, size in enumerate((200, 100)):
+        every = np.bincount(drawn.channels[index].reshape(-1), minlength=size + 1)[:size]
+        first = np.bincount(drawn.channels[index][:, 0], minlength=size + 1)[:size]
+        assert abs(every / 2000 - every.mean() / 2000).max() < 5 * 0.5 / 2000**0.5
+        assert stats.chisquare(first).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("scope", [Scope.UPDATE, Scope.TRAINING])
+def test_nothing_that_still_fits_is_left(scope: Scope) -> None:
+    """Layers of six prices: when a run ends, the budget holds not one more channel of any."""
+    groups = [InputGroup(inputs=(GroupInput(channel_bytes=16 * 2**i, kept_by=None),)) for i in range(6)]
+    table = cost_table([layer_costs(i, 90, i, optimizer=i % 3) for i in range(6)], groups)
+    plan = plan_of(table, Strategy.D_FULL_RANDOM, budget_bytes=9_999, scope=scope)
+    counts = draw_runs(plan, 0, range(200)).counts
+    assert (BatchedLedger(table).scope_bytes(counts, scope) <= 9_999).all()
+    for index in range(6):
+        more = counts + np.eye(6, dtype=np.int64)[index]
+        assert ((BatchedLedger(table).scope_bytes(more, scope) > 9_999) | (counts[:, index] == 90)).all()
+
+
+def test_epochs_drawn_together_are_those_drawn_alone() -> None:
+    plan = plan_of(plain_table(400, 300), Strategy.TRADY, budget_bytes=32 * 90)
+    for epoch, drawn in enumerate(draw_epochs(plan, range(5), range(3))):
+        assert as_lists(drawn.of_run(2, plan.table)) == as_lists(draw(plan, epoch, seed=2))
 
 
 def test_input_groups_draw_nested_channels() -> None:
