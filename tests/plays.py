@@ -105,14 +105,14 @@ class Play:
 
     def optimizer(self) -> None:
         copies, norm_bytes = self.table.optimizer_copies, self.table.optimizer_norm_bytes
-        trained = [
-            copies * layer.gradient_bytes * count
-            + norm_bytes * (layer.norm_elements[0] + layer.norm_elements[1] * count)
-            for layer, count in zip(self.table.layers, self.counts, strict=True)
-            if count and copies
-        ]
         always = self.table.always_trained_work_bytes
-        if always is None:
-            always = copies * self.table.largest_always_trained_bytes
-        work = max([always, *trained])
+        work = copies * self.table.largest_always_trained_bytes if always is None else always
+        left = 0
+        for layer, count in zip(self.table.layers, self.counts, strict=True):
+            if count and copies:
+                norms = norm_bytes * (layer.norm_elements[0] + layer.norm_elements[1] * count)
+                work = max(work, left + copies * layer.gradient_bytes * count + norms)
+                left = self.table.optimizer_held_copies * layer.gradient_bytes * count
+        if self.table.optimizer_held_copies and self.table.first_always_trained_bytes and copies:
+            work = max(work, left + copies * self.table.first_always_trained_bytes)
         self.most = max(self.most, sum(self.live.values()) + work)

@@ -296,6 +296,8 @@ def peak_tables(draw: st.DrawFn, max_layers: int = 3, max_channels: int = 4) -> 
         "largest_always_trained_bytes": draw(st.integers(0, 20)),
         "always_trained_work_bytes": draw(st.none() | st.integers(0, 40)),
         "optimizer_norm_bytes": draw(st.sampled_from([0, 4])),
+        "optimizer_held_copies": draw(st.sampled_from([0, 1])),
+        "first_always_trained_bytes": draw(st.integers(0, 20)),
         "always_trained_bytes": table.always_trained_bytes + sum(found.always_gradients for found in operations),
     }
     return CostTable(**content)

@@ -1,11 +1,14 @@
 """What the peak adds to a cost table: when memory is released, gradients on their way, workspaces."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, Final
 
+import torch
+
 from trady.planner.costs.workspaces import Workspaces, is_measured
-from trady.planner.lean import LeanForm, lean_form
-from trady.planner.ledger import SLICE_BLOCK, BackwardCosts, GradientBytes, SliceCosts
+from trady.planner.lean import LeanForm, lean_form, window_position_bytes
+from trady.planner.ledger import BackwardCosts, GradientBytes, SliceCosts
 from trady.planner.tracing import (
     CONVOLUTIONS,
     MATRIX_PRODUCTS,
@@ -14,14 +17,20 @@ from trady.planner.tracing import (
     Layer,
     Lifetimes,
     Operation,
+    Shape,
     TensorRecord,
     Weights,
     factors_of,
 )
 
-#: Elements whose pooling positions :mod:`trady.planner.lean.kernels` works on at a time, and bytes of one.
+#: Elements whose pooling positions :mod:`trady.planner.lean.kernels` works on at a time.
 _POOL_CHUNK: Final = 1 << 18
-_POSITION_BYTES: Final = 13
+#: Channels that kernels fill up to: a vector of AVX-512 in float32.
+_BLOCK: Final = 16
+#: Scalars, descriptions of kernels and the like.
+_FEW_BYTES: Final = 4096
+#: Functions with a bound on either side: a mask of each lives before they are packed as one.
+_TWO_MASKS: Final = frozenset({"aten::hardtanh", "aten::hardtanh_"})
 
 
 class MemoryCosts:
@@ -120,7 +129,10 @@ class MemoryCosts:
         if self._workspaces is None or not is_measured(self._lifetimes.calls[place]):
             return 0
         known = self._workspaces.forward.get(place)
-        return self._operand_bytes(self._capture.operations[place]) if known is None else known
+        operation = self._capture.operations[place]
+        if known is not None:
+            return known
+        return self._kernel_bound(operation) if operation.target in CONVOLUTIONS else self._operand_bytes(operation)
 
     def _recording(self, place: int) -> tuple[int, int | None]:
         """Masks are a byte an element before they are packed, and indices eight before they are positions."""
@@ -131,9 +143,10 @@ class MemoryCosts:
             return 0, None
         elements = operation.outputs[0].numel
         if form is LeanForm.BIT_MASK:
-            return elements * (2 if elements % 8 else 1) + 8, when
+            masks = 1 if operation.target not in _TWO_MASKS else 2
+            return masks * (elements * (2 if elements % 8 else 1) + 8), when
         if form is LeanForm.WINDOW_POSITION:
-            return _POSITION_BYTES * _chunk(operation.outputs[0]), when
+            return _positions_recorded(operation), when
         return 0, None
 
     def _backward_costs(self) -> dict[int, list[BackwardCosts]]:
@@ -160,10 +173,10 @@ class MemoryCosts:
         form = self._form(operation)
         outputs = operation.outputs[0] if operation.outputs else None
         if form is LeanForm.BIT_MASK and outputs is not None:
-            slope = outputs.itemsize if "leaky" in operation.target else 0
-            return 8 * -(-outputs.numel // 8) + slope * outputs.numel
+            return 8 * -(-outputs.numel // 8)
         if form is LeanForm.WINDOW_POSITION and outputs is not None:
-            return _POSITION_BYTES * _chunk(outputs) + 16 * outputs.numel // max(1, outputs.shape[0] * outputs.shape[1])
+            taken = self._lifetimes.taken.get(place, ())
+            return _positions_read(operation, taken[0] if taken else None)
         if form is LeanForm.NOTHING and "norm" in operation.target:
             return 4 * operation.operands[0].tensor.shape[1] * 8
         if operation.target in MATRIX_PRODUCTS:
@@ -171,7 +184,20 @@ class MemoryCosts:
         if self._workspaces is None or not is_measured(self._lifetimes.calls[place]):
             return 0 if operation.target in CONVOLUTIONS else scratch_bytes
         known = self._workspaces.backward.get(place)
-        return scratch_bytes + 2 * self._operand_bytes(operation) if known is None else known
+        if known is not None:
+            return known
+        if operation.target in CONVOLUTIONS:
+            return 2 * self._kernel_bound(operation)
+        return scratch_bytes + 2 * self._operand_bytes(operation)
+
+    def _kernel_bound(self, operation: Operation) -> int:
+        """A bound of what a convolution works in: all in blocks of channels, columns and weights for each thread."""
+        tensors = [operand.tensor for operand in operation.operands if operand.name != "bias"]
+        read, weight, written = *tensors, operation.outputs[0]
+        copies = sum(tensor.numel * tensor.itemsize for tensor in tensors if not _is_dense(tensor))
+        per_thread = _in_blocks(weight, (0, 1)) + _columns(operation) + _FEW_BYTES
+        blocks = _in_blocks(read, (1,)) + _in_blocks(written, (1,)) + _in_blocks(weight, (0, 1))
+        return copies + blocks + torch.get_num_threads() * per_thread
 
     def _operand_bytes(self, operation: Operation) -> int:
         """A bound of what a kernel works in until it is measured: all it reads and writes once more."""
@@ -199,9 +225,7 @@ class MemoryCosts:
             return SliceCosts(layer=index, base=0, channel=extra, block=0, completes=completes)
         known = self._workspaces.slices.get(place)
         if known is None:
-            written = operation.outputs[0].numel * operation.outputs[0].itemsize
-            base = 2 * written + 2 * SLICE_BLOCK * (channel_bytes + slice_bytes)
-            channel = 2 * (channel_bytes + slice_bytes + layer.groups * written // layer.out_channels)
+            base, channel = _slice_bound(operation, layer, channel_bytes, slice_bytes)
             return SliceCosts(layer=index, base=base, channel=channel + extra, block=0, completes=completes)
         base, channel, block = known.fitted()
         exact = tuple((number, size + number * extra) for number, size in known.measured.items())
@@ -241,6 +265,75 @@ def _upstream_of(operation: Operation) -> int:
     for operand in operation.operands:
         bits |= operand.upstream
     return bits
+
+
+def _positions_recorded(operation: Operation) -> int:
+    """Indices counted from a window's start, copied where they are not in order, and what they are looked up as."""
+    outputs = operation.outputs[0]
+    each = 8 + _position_bytes(operation) + (8 if _is_channels_last(outputs) else 0)
+    return each * _chunk(outputs) + _window_tables(operation)
+
+
+def _positions_read(operation: Operation, taken: Shape | None) -> int:
+    """Positions as int32, indices as int64, both in the layout the kernel wants, and the gradient in it."""
+    outputs = operation.outputs[0]
+    each = 16 if _is_channels_last(outputs) else 12
+    if taken is None or taken.stride != outputs.stride:
+        each += outputs.itemsize
+    return each * _chunk(outputs) + _window_tables(operation)
+
+
+def _slice_bound(operation: Operation, layer: Layer, channel_bytes: int, slice_bytes: int) -> tuple[int, int]:
+    """Bounds of what a slice gradient works in, whatever the channels and for each of them."""
+    written, threads = operation.outputs[0], torch.get_num_threads()
+    gathered = 0 if layer.groups == 1 else written.numel * written.itemsize // layer.groups
+    weights = slice_bytes * _blocks(layer.out_channels) // layer.out_channels
+    columns = _columns(operation) * layer.groups // layer.in_channels
+    channel = 2 * (channel_bytes + gathered) + (1 + threads) * weights + threads * columns
+    return 2 * _in_blocks(written, (1,)) + _BLOCK * channel + (1 + threads) * _FEW_BYTES, channel
+
+
+def _columns(operation: Operation) -> int:
+    """Bytes of the windows of one sample, laid out for a matrix product, of one group."""
+    read, weight, written = operation.operands[0].tensor, operation.operands[1].tensor, operation.outputs[0]
+    windows = read if operation.attributes.get("transposed") else written
+    return prod(weight.shape[1:]) * prod(windows.shape[2:]) * weight.itemsize
+
+
+def _in_blocks(tensor: TensorRecord, dims: Sequence[int]) -> int:
+    """Bytes of a tensor whose channels are filled up to whole blocks."""
+    sizes = [_blocks(size) if dim in dims else size for dim, size in enumerate(tensor.shape)]
+    return prod(sizes) * tensor.itemsize
+
+
+def _blocks(channels: int) -> int:
+    return _BLOCK * -(-channels // _BLOCK)
+
+
+def _is_dense(tensor: TensorRecord) -> bool:
+    """Whether its elements lie side by side, in any order of the dimensions."""
+    elements = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride, tensor.shape, strict=True)):
+        if size > 1 and stride != elements:
+            return False
+        elements *= size
+    return True
+
+
+def _position_bytes(operation: Operation) -> int:
+    return window_position_bytes(1, tuple(operation.attributes["kernel_size"]))
+
+
+def _is_channels_last(tensor: TensorRecord) -> bool:
+    return tensor.stride[1] == 1 and tensor.shape[1] > 1
+
+
+def _window_tables(operation: Operation) -> int:
+    """Where each window starts and how far its positions lie from there, int64; the way back spans an input at most."""
+    read, outputs = operation.operands[0].tensor, operation.outputs[0]
+    planes, window = max(1, outputs.shape[0] * outputs.shape[1]), int(prod(operation.attributes["kernel_size"]))
+    num_bytes = 8 * outputs.numel + _position_bytes(operation) * read.numel
+    return num_bytes // planes + 8 * window
 
 
 def _chunk(tensor: TensorRecord) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from trady.planner.costs.workspaces import WorkspaceMeter, Workspaces, is_measured
 from trady.planner.lean import lean_form
-from trady.planner.tracing import BackwardRun, GradientStorage, Lifetimes, Trace
+from trady.planner.tracing import CONVOLUTIONS, BackwardRun, GradientStorage, Lifetimes, Operation, Trace, factors_of
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,7 @@ class StepMemory:
         lifetimes = recorded[0] if len(recorded) == 1 else _between(recorded[0], recorded[1], traced.batch_size)
         if not measure or not _is_here(traced.settings.device):
             return cls(lifetimes, None)
-        lean = frozenset(
-            place
-            for place, operation in enumerate(traced.step.operations)
-            if lean_form(
-                operation.target,
-                operation.api,
-                operation.attributes,
-                frozenset(operand.name for operand in operation.operands if operand.upstream),
-            )
-        )
-        meter = WorkspaceMeter(tuple((found.batch_size, found.calls) for found in recorded), traced.batch_size, lean)
+        meter = WorkspaceMeter(recorded, traced.batch_size, _lean_places(traced))
         return cls(lifetimes, meter.found, meter)
 
     def is_bounded(self, place: int) -> bool:
@@ -64,6 +54,27 @@ class StepMemory:
             if place not in self.meter.found.forward:
                 self.meter.measure(place)
         return replace(self, workspaces=self.meter.found)
+
+
+def _lean_places(traced: Trace) -> frozenset[int]:
+    """Operations whose backward is the engine's own; a convolution whose weight always trains is PyTorch's."""
+
+    def is_plain(operation: Operation) -> bool:
+        factors = factors_of(operation) if operation.target in CONVOLUTIONS else None
+        parameter = None if factors is None else traced.weights.parameter_of.get(factors[1].tensor.storage)
+        return parameter is not None and traced.step.storages[parameter].name in traced.always_trained
+
+    return frozenset(
+        place
+        for place, operation in enumerate(traced.step.operations)
+        if not is_plain(operation)
+        and lean_form(
+            operation.target,
+            operation.api,
+            operation.attributes,
+            frozenset(operand.name for operand in operation.operands if operand.upstream),
+        )
+    )
 
 
 def _is_here(device: str) -> bool:

@@ -40,13 +40,14 @@ OPTIMIZER_STATE: Final = {
     OptimizerKind.ADAM: (2, 4),
     OptimizerKind.ADAMW: (2, 4),
 }
-#: Copies of one trained tensor that a step works in: Adam's denominator, SinkGD's gradient.
+#: Copies of one trained tensor that a step works in, and of the tensor before that are dropped only then: Adam's
+#: denominator is made of one while another is made, SinkGD works in a copy of the gradient.
 OPTIMIZER_COPIES: Final = {
-    OptimizerKind.SGD: 0,
-    OptimizerKind.SINKGD: 1,
-    OptimizerKind.MOMENTUM: 0,
-    OptimizerKind.ADAM: 2,
-    OptimizerKind.ADAMW: 2,
+    OptimizerKind.SGD: (0, 0),
+    OptimizerKind.SINKGD: (1, 0),
+    OptimizerKind.MOMENTUM: (0, 0),
+    OptimizerKind.ADAM: (2, 1),
+    OptimizerKind.ADAMW: (2, 1),
 }
 ATTENTION: Final = frozenset(
     {
@@ -99,7 +100,7 @@ class _TableBuilder:
         self._int8, self._train_bias = int8, train_bias
         self._memory = memory
         self._costs: MemoryCosts | None = None
-        self._copies = OPTIMIZER_COPIES[optimizer]
+        self._copies, self._held_copies = OPTIMIZER_COPIES[optimizer]
         self._takes_norms = optimizer is OptimizerKind.SINKGD
         bit_of = {name: bit for bit, name in enumerate(self._step.parameters)}
         self._layer_bits = {bit_of[layer.weight_name]: index for index, layer in enumerate(self._layers)}
@@ -118,6 +119,7 @@ class _TableBuilder:
         input_groups = tuple(self._group(layer) for layer in self._one_of_each(groups))
         parameters = [storage for storage in self._trace.dense_step.storages if storage.kind == "parameter"]
         flows = None if self._costs is None else self._costs.gradient_storages()
+        always = [] if self._costs is None else [storage.num_bytes for storage in self._always_trained()]
         return CostTable(
             batch_size=self._step.batch_size,
             layers=layers,
@@ -135,9 +137,11 @@ class _TableBuilder:
             ),
             gradient_storages=flows,
             optimizer_copies=0 if self._costs is None else self._copies_of_slices(),
-            largest_always_trained_bytes=0 if self._costs is None else self._largest_always_trained(),
-            always_trained_work_bytes=self._always_trained_work() if self._takes_norms and self._costs else None,
+            largest_always_trained_bytes=max(always, default=0),
+            always_trained_work_bytes=None if self._costs is None else self._always_trained_work(always),
             optimizer_norm_bytes=_NORM_BYTES if self._takes_norms and self._costs else 0,
+            optimizer_held_copies=0 if self._costs is None else self._held_copies,
+            first_always_trained_bytes=always[0] if always else 0,
         )
 
     def _memory_costs(self) -> MemoryCosts | None:
@@ -207,10 +211,16 @@ class _TableBuilder:
             total += elements * storage.itemsize * (1 + self._per_element) + self._per_tensor
         return total
 
-    def _largest_always_trained(self) -> int:
-        return max((storage.num_bytes for storage in self._always_trained()), default=0)
+    def _always_trained_work(self, sizes: Sequence[int]) -> int | None:
+        """Copies of one parameter, and those held of the one before it; ``None`` for copies of the largest."""
+        if self._takes_norms:
+            return self._sinkgd_work()
+        if not self._held_copies:
+            return None
+        pairs = zip(sizes, (0, *sizes), strict=False)
+        return max((self._copies * size + self._held_copies * before for size, before in pairs), default=0)
 
-    def _always_trained_work(self) -> int:
+    def _sinkgd_work(self) -> int:
         """A copy of the gradient, in float32 at least, and the norms of one side, or what it is cast back to."""
         work = [0]
         for storage in self._always_trained():

@@ -4,6 +4,7 @@ Kernels allocate beside their results: oneDNN reorders contiguous pictures into 
 dimension, attention has buffers for each thread. Nothing but the allocator knows how much.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,9 +17,10 @@ from trady.planner.costs.allocator import peaks_of
 from trady.planner.lean import Convolution, conv_input_gradient, conv_slice_gradient, select_channels
 from trady.planner.ledger import SLICE_BLOCK
 from trady.planner.models import input_tensors
-from trady.planner.tracing import Call, Shape
+from trady.planner.tracing import Call, Lifetimes, Shape
 
 _Run = Callable[[], Any]
+_Taken = Sequence[Shape | None]
 
 #: Products that work in nothing but their operands, in these types.
 _PRODUCTS: Final = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
@@ -50,8 +52,8 @@ _PLAIN: Final = frozenset(
     )
     for suffix in ("", "_")
 )
-#: Channels whose slice gradient is measured, and all of them: kernels work on blocks.
-_FEW_CHANNELS: Final = (1, 2, SLICE_BLOCK + 1)
+#: Channels whose slice gradient is measured, and all of them: kernels work on blocks, of 16 with AVX-512.
+_FEW_CHANNELS: Final = (1, 2, SLICE_BLOCK + 1, 2 * SLICE_BLOCK + 1)
 _COLOURS: Final = 4
 
 
@@ -65,10 +67,12 @@ class SliceWorkspace:
         """An upper line through what was measured: bytes whatever the channels, for each, for each block begun.
 
         One channel is left out where there are more: a depthwise convolution of one channel is an ordinary one.
+        Blocks of 16 are two of 8, and the base has one more: half of them begin with their first channel.
         """
         found = {number: size for number, size in self.measured.items() if number > 1} or dict(self.measured)
         least, most = min(found), max(found)
-        block = max(0, found[SLICE_BLOCK + 1] - found[least]) if least < SLICE_BLOCK + 1 < most else 0
+        steps = (blocks for blocks in (1, 2) if least < blocks * SLICE_BLOCK + 1 < most)
+        block = max([0, *(-(-(found[blocks * SLICE_BLOCK + 1] - found[least]) // blocks) for blocks in steps)])
         rest = {number: size - block * -(-number // SLICE_BLOCK) for number, size in found.items()}
         channel = max(0, -(-(rest[most] - rest[least]) // (most - least))) if most > least else 0
         base = max(size - channel * number for number, size in rest.items())
@@ -95,7 +99,7 @@ class _Found:
     """Bytes measured of one call at one batch size."""
 
     forward: int = 0
-    backward: int | None = None
+    backward: int = 0
     slices: SliceWorkspace | None = None
 
 
@@ -103,40 +107,48 @@ class WorkspaceMeter:
     """Runs operations of a step on zeros and asks the allocator, each distinct one once.
 
     Args:
-        calls: Batch size and the forward operations there: at the planned size, or at two on whose line it lies.
+        recorded: The step at the planned size, or at two on whose line it lies.
         batch_size: Planned size.
-        lean: Places of operations whose backward is the engine's own and known from their sizes.
+        lean: Places of operations whose backward is the engine's own.
 
     Known limitations:
         An operation that does not run on zeros counts as working in nothing.
     """
 
-    def __init__(
-        self, calls: Sequence[tuple[int, Sequence[Call]]], batch_size: int, lean: frozenset[int] = frozenset()
-    ) -> None:
-        self._calls, self._batch_size, self._lean = tuple(calls), batch_size, lean
-        self._known: dict[tuple[str, bool], _Found] = {}
+    def __init__(self, recorded: Sequence[Lifetimes], batch_size: int, lean: frozenset[int] = frozenset()) -> None:
+        self._recorded, self._batch_size, self._lean = tuple(recorded), batch_size, lean
         self.found = Workspaces()
 
     def measure(self, place: int) -> None:
         """Add an operation's workspaces to what was found, and those of all operations alike."""
         alike = self._key(place)
-        places = [other for other in range(len(self._calls[0][1])) if self._key(other) == alike]
-        found = [(size, _measured(calls[place], place in self._lean)) for size, calls in self._calls]
+        places = [other for other in range(len(self._keys)) if self._key(other) == alike]
+        found = [(step.batch_size, self._measured(step, place)) for step in self._recorded]
         result = found[0][1] if len(found) == 1 else _on_line(found[0], found[1], self._batch_size)
-        forward, backward, slices = dict(self.found.forward), dict(self.found.backward), dict(self.found.slices)
-        for other in places:
-            forward[other], backward[other] = result.forward, result.backward or 0
-            if result.slices is not None:
-                slices[other] = result.slices
-        self.found = Workspaces(forward, backward, slices)
+        slices = {} if result.slices is None else dict.fromkeys(places, result.slices)
+        self.found = Workspaces(
+            {**self.found.forward, **dict.fromkeys(places, result.forward)},
+            {**self.found.backward, **dict.fromkeys(places, result.backward)},
+            {**self.found.slices, **slices},
+        )
 
-    def _key(self, place: int) -> tuple[str, bool]:
-        return self._keys[place], place in self._lean
+    def _measured(self, step: Lifetimes, place: int) -> _Found:
+        found, call, taken = _Found(), step.calls[place], step.taken.get(place, ())
+        try:
+            if call.target == "aten::convolution" and place in self._lean:
+                _measure_convolution(call, taken, found)
+            else:
+                _measure_any(call, taken, found, place in self._lean)
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            pass  # an operation that zeros do not suit: nothing is known of its workspace
+        return found
+
+    def _key(self, place: int) -> tuple[Any, ...]:
+        return self._keys[place], self._recorded[0].taken.get(place, ()), place in self._lean
 
     @cached_property
     def _keys(self) -> list[str]:
-        return [call.key for call in self._calls[0][1]]
+        return [call.key for call in self._recorded[0].calls]
 
 
 def is_measured(call: Call) -> bool:
@@ -159,7 +171,7 @@ def _on_line(low: tuple[int, _Found], high: tuple[int, _Found], batch_size: int)
     if first.slices is not None and second.slices is not None:
         one, two = first.slices.measured, second.slices.measured
         slices = SliceWorkspace({number: line(one[number], two[number]) for number in one})
-    return _Found(line(first.forward, second.forward), line(first.backward or 0, second.backward or 0), slices)
+    return _Found(line(first.forward, second.forward), line(first.backward, second.backward), slices)
 
 
 def _shapes(value: Any) -> Sequence[Shape]:
@@ -170,50 +182,46 @@ def _shapes(value: Any) -> Sequence[Shape]:
     return [found for item in value for found in _shapes(item)] if isinstance(value, list | tuple) else []
 
 
-def _measured(call: Call, lean: bool) -> _Found:
-    found = _Found()
-    try:
-        if call.target == "aten::convolution":
-            _measure_convolution(call, found)
-        else:
-            _measure_any(call, found, lean)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-        pass  # an operation that zeros do not suit: nothing is known of its workspace
-    return found
-
-
-def _measure_any(call: Call, found: _Found, lean: bool) -> None:
+def _measure_any(call: Call, taken: _Taken, found: _Found, lean: bool) -> None:
     found.forward = _forward_workspace(call)
     if not lean and any(shape.requires_grad for shape in _shapes((call.args, call.kwargs))):
-        found.backward = _backward_workspace(call)
+        found.backward = _backward_workspace(call, taken)
 
 
 def _forward_workspace(call: Call) -> int:
-    args, kwargs = call.with_tensors(lambda _, shape: _filled(shape))
+    args, kwargs = call.with_tensors(lambda _, shape: shape.zeros())
     with torch.no_grad():
         return _peaks_beside_results([lambda: call.function(*args, **kwargs)], (args, kwargs))[0]
 
 
-def _backward_workspace(call: Call) -> int:
+def _backward_workspace(call: Call, taken: _Taken) -> int:
     leaves: list[Tensor] = []
 
     def trained(_: str, shape: Shape) -> Tensor:
         if not shape.requires_grad:
-            return _filled(shape)
-        leaves.append(_filled(shape).requires_grad_())
+            return shape.zeros()
+        leaves.append(shape.zeros().requires_grad_())
         return leaves[-1].clone()
 
     with torch.enable_grad():
         args, kwargs = call.with_tensors(trained)
-        results = [result for result in input_tensors(call.function(*args, **kwargs)) if result.requires_grad]
-    if not results:
+        results = list(input_tensors(call.function(*args, **kwargs)))
+    slots = [slot for slot in itertools.zip_longest(results, taken) if slot[0] is not None and slot[0].requires_grad]
+    slots = [slot for slot in slots if slot[1] is not None] or slots
+    if not slots:
         return 0
-    gradients = [torch.zeros_like(result) for result in results]
+    results, gradients = [result for result, _ in slots], [_gradient(*slot) for slot in slots]
     run = partial(torch.autograd.grad, results, leaves, gradients, allow_unused=True)
     return _peaks_beside_results([run], gradients)[0]
 
 
-def _measure_convolution(call: Call, wanted: _Found) -> None:
+def _gradient(result: Tensor, taken: Shape | None) -> Tensor:
+    """Zeros in the layout in which the gradient of a result arrives, where that is known."""
+    is_known = taken is not None and taken.shape == result.shape and taken.dtype == result.dtype
+    return taken.zeros() if taken is not None and is_known else torch.zeros_like(result)
+
+
+def _measure_convolution(call: Call, taken: _Taken, wanted: _Found) -> None:
     named = call.named
     how = Convolution(
         tuple(named["stride"]),
@@ -223,8 +231,8 @@ def _measure_convolution(call: Call, wanted: _Found) -> None:
         tuple(named["output_padding"]),
         named["groups"],
     )
-    inputs, weight = _filled(named["input"]), _filled(named["weight"])
-    bias = None if named["bias"] is None else _filled(named["bias"])
+    inputs, weight = named["input"].zeros(), named["weight"].zeros()
+    bias = None if named["bias"] is None else named["bias"].zeros()
     outputs: list[Tensor] = []
 
     def forward() -> Tensor:
@@ -233,12 +241,13 @@ def _measure_convolution(call: Call, wanted: _Found) -> None:
 
     with torch.no_grad():
         wanted.forward = _peaks_beside_results([forward])[0]
+        grad = _gradient(outputs[0], taken[0] if taken else None)
         runs: list[_Run] = []
         if named["input"].requires_grad:
-            runs.append(lambda: conv_input_gradient(outputs[0], weight, inputs.shape[2:], how))
+            runs.append(lambda: conv_input_gradient(grad, weight, inputs.shape[2:], how))
         numbers = _numbers(inputs.shape[1])
         if named["weight"].requires_grad:
-            runs += [_slice_run(inputs, outputs[0], weight, how, number) for number in numbers]
+            runs += [_slice_run(inputs, grad, weight, how, number) for number in numbers]
         found = _peaks_beside_results(runs)
     if named["input"].requires_grad:
         wanted.backward, found = found[0], found[1:]
@@ -264,11 +273,6 @@ def _slice_run(inputs: Tensor, grad: Tensor, weight: Tensor, how: Convolution, n
     else:
         shape[:2] = [number * (weight.shape[0] // how.groups), 1]
     return lambda: conv_slice_gradient(grad, stored, channels, shape, inputs.shape[1], how)
-
-
-def _filled(shape: Shape) -> Tensor:
-    """Zeros: valid indices, and no denormal numbers to slow kernels down."""
-    return shape.new().zero_()
 
 
 def _peaks_beside_results(runs: Sequence[_Run], operands: Any = ()) -> list[int]:

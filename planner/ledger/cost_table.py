@@ -35,6 +35,8 @@ class CostTable(Record):
         always_trained_work_bytes: What the optimizer's step works in for the always-trained parameter that takes most;
             ``None`` for ``optimizer_copies`` of the largest.
         optimizer_norm_bytes: Bytes of the norm of a row or column that the step works in beside the copies; 0 for none.
+        optimizer_held_copies: Copies of the tensor before that still live while a tensor is stepped.
+        first_always_trained_bytes: The always-trained parameter that is stepped after the slices.
     """
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -54,6 +56,8 @@ class CostTable(Record):
     largest_always_trained_bytes: Count = 0
     always_trained_work_bytes: Count | None = None
     optimizer_norm_bytes: Count = 0
+    optimizer_held_copies: Count = 0
+    first_always_trained_bytes: Count = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "CostTable":

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from trady.planner.ledger.batched_lines import BatchedLines, Bytes
 from trady.planner.ledger.cost_records import SLICE_BLOCK
+from trady.planner.ledger.cost_table import CostTable
 from trady.planner.ledger.step_timeline import Moment, MomentKind, Sweep
 
 #: What lives at a moment is taken for so many percent more: scalars, kernels of other threads, masks of odd sizes.
@@ -56,6 +57,32 @@ class _Slices:
         return line
 
 
+class _Held:
+    """The moments at which copies of the last slice before are left, and what those take."""
+
+    def __init__(self, table: CostTable, moments: Sequence[Moment]) -> None:
+        self.rows = np.array([row for row, moment in enumerate(moments) if moment.after], dtype=np.int64)
+        self._after = np.array([moments[row].after for row in self.rows], dtype=np.int64)
+        copies = table.optimizer_held_copies
+        self._channel = np.array([copies * layer.gradient_bytes for layer in table.layers], dtype=np.int64)
+
+    def _last_drawn(self, counts: Bytes) -> Bytes:
+        """The last layer drawn of those before each moment, ``[runs, held moments]``; -1 for none."""
+        drawn = np.where(counts > 0, np.arange(counts.shape[1]), -1)
+        return np.maximum.accumulate(drawn, axis=1)[:, self._after - 1]
+
+    def num_bytes(self, counts: Bytes) -> Bytes:
+        """``[runs, held moments]`` from counts ``[runs, layers]``."""
+        last = self._last_drawn(counts)
+        return np.where(last >= 0, np.take_along_axis(counts * self._channel, np.maximum(last, 0), axis=1), 0)
+
+    def most(self, in_channels: Sequence[int], num_moments: int) -> Bytes:
+        """What they take at most, ``[moments]``."""
+        most = np.zeros(num_moments, dtype=np.int64)
+        most[self.rows] = np.maximum.accumulate(self._channel * np.array(in_channels, dtype=np.int64))[self._after - 1]
+        return most
+
+
 class PeakModel:
     """All moments of a cost table as matrices, to evaluate many choices fast.
 
@@ -80,7 +107,7 @@ class PeakModel:
         self.kept: Bytes = np.zeros((number, len(table.upstreams)), dtype=np.int64)
         self.stored: Bytes = np.zeros((number, len(self._stores)), dtype=np.int64)
         self.channels: Bytes = np.zeros((number, len(table.layers)), dtype=np.int64)
-        self._slices = _Slices(self.moments)
+        self._slices, self._held = _Slices(self.moments), _Held(table, self.moments)
         conditions = [(row, moment.when) for row, moment in enumerate(self.moments) if moment.when is not None]
         self._conditional, self._when = [row for row, _ in conditions], [when for _, when in conditions]
         self._group_of_store = [group for group, _ in self._stores]
@@ -112,6 +139,8 @@ class PeakModel:
         drawn = lines.most_of_groups(counts) if stored is None else stored
         values = self._moving(trained, drawn, lines.is_stored(trained), counts)
         values[:, self._slices.rows] += self._slices.num_bytes(counts)
+        if len(self._held.rows):
+            values[:, self._held.rows] += self._held.num_bytes(counts)
         return np.where(self._comes(trained, counts), values, 0)
 
     def _moving(self, trained: NDArray[np.bool_], stored: Bytes, is_stored: NDArray[np.bool_], counts: Bytes) -> Bytes:
@@ -159,6 +188,7 @@ class PeakModel:
         least = self._moving(rarely, stored.min(axis=0, keepdims=True), lines.is_stored(often), low)
         most = self._moving(often, stored.max(axis=0, keepdims=True), lines.is_stored(rarely), high)
         most[:, self._slices.rows] += self._slices.most(high)
+        most += self._held.most(high[0].tolist(), len(self.moments))
         floor = np.where(self._comes(rarely, low), least, 0).max(initial=0)
         rows = set(np.flatnonzero(most[0] >= floor).tolist())
         if not rows <= self._recent[0]:
@@ -175,6 +205,7 @@ class PeakModel:
             no_input_is_whole = np.ones((1, len(self._stores)), dtype=bool)
             most = self._moving(lines.trained(everything), stored, no_input_is_whole, everything)
             most[:, self._slices.rows] += self._slices.most(everything)
+            most += self._held.most(everything[0].tolist(), len(self.moments))
             lasting = lines.lasting_bytes(everything, stored, lines.sums_of_groups(everything))
             rows = np.flatnonzero(with_margin(most[0]) + lasting > budget_bytes)
             self._exceeding[budget_bytes] = PeakModel(self.lines, [self.moments[row] for row in rows.tolist()])
@@ -192,19 +223,23 @@ class PeakModel:
         most = self.fixed + self.kept.sum(axis=1) + stored + self.channels @ np.array(everything, dtype=np.int64)
         for row, work in self._slices.works:
             most[row] += work.line(everything[work.layer]) + work.highest_base - work.base
-        most = with_margin(most) + int(self.lines.lasting_bytes(self.lines.one_run(everything))[0])
+        held = self._held.most(everything, len(self.moments))
+        most = with_margin(most + held) + int(self.lines.lasting_bytes(self.lines.one_run(everything))[0])
         rows = [row for row in range(len(self.moments)) if most[row] > budget_bytes]
-        return [self.moments[row] for row in _undominated(rows, self._comparable(), self._conditions())]
+        kept = _undominated(rows, self._comparable(0 * held), self._comparable(held), self._conditions())
+        return [self.moments[row] for row in kept]
 
-    def _comparable(self) -> Bytes:
+    def _comparable(self, held: Bytes) -> Bytes:
         """Columns such that a row which is nowhere larger is never larger, whatever trains.
 
         Along nested upstreams what trains is a last part of the chain: the sums over such parts are compared, so
-        that what is kept because of many layers may stand for what is kept because of few.
+        that what is kept because of many layers may stand for what is kept because of few. Copies left of a slice
+        depend on what is drawn: ``held``, ``[moments]``, counts all of them for a row to be left out, and none for
+        one that stands for it.
         """
         table = self.table
         always = [index for index, found in enumerate(table.upstreams) if found.always]
-        fixed = self.fixed + self.kept[:, always].sum(axis=1)
+        fixed = self.fixed + held + self.kept[:, always].sum(axis=1)
         chain: list[int] = []
         for index in sorted(range(len(table.upstreams)), key=lambda index: -table.upstreams[index].bits.bit_count()):
             inside = not chain or not table.upstreams[index].bits & ~table.upstreams[chain[-1]].bits
@@ -230,12 +265,12 @@ class PeakModel:
         return conditions
 
 
-def _undominated(rows: Sequence[int], columns: Bytes, conditions: Sequence[int | None]) -> list[int]:
-    """Rows that no other row, which comes whenever they do, is at least as large as everywhere."""
-    left = sorted(rows, key=lambda row: -int(columns[row].sum()))
+def _undominated(rows: Sequence[int], least: Bytes, most: Bytes, conditions: Sequence[int | None]) -> list[int]:
+    """Rows whose most is not everywhere within the least of another row, which comes whenever they do."""
+    left = sorted(rows, key=lambda row: -int(most[row].sum()))
     kept: list[int] = []
     for row in left:
-        larger = [other for other in kept if (columns[other] >= columns[row]).all()]
+        larger = [other for other in kept if (least[other] >= most[row]).all()]
         if not any(_implies(conditions[row], conditions[other]) for other in larger):
             kept.append(row)
     return sorted(kept)

@@ -38,6 +38,7 @@ class Moment:
         stored: ``(group, input)`` pairs whose drawn channels are stored.
         gradients: Layers whose slices have their gradients.
         slice: Workspace of the slice gradient that runs.
+        after: Of the first so many layers the last one drawn has copies of its gradient left.
         always_gradients: Of ``fixed``, the gradients of always-trained parameters.
         lines: ``(ledger line, upstream)`` -> of ``fixed`` and ``kept``, the bytes that are kept for backward when
             anything of the upstream trains, whether or not something else holds them too.
@@ -52,6 +53,7 @@ class Moment:
     stored: frozenset[tuple[int, int]]
     gradients: frozenset[int]
     slice: SliceCosts | None = None
+    after: int = 0
     always_gradients: int = 0
     lines: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
@@ -138,14 +140,22 @@ class Sweep:
         live.stored.difference_update(operation.stores)
 
     def _optimizer(self, live: _Live) -> Iterator[Moment]:
-        copies, largest = self._table.optimizer_copies, self._table.largest_always_trained_bytes
-        work_bytes, norm_bytes = self._table.always_trained_work_bytes, self._table.optimizer_norm_bytes
-        yield self._moment(MomentKind.OPTIMIZER, -1, live, copies * largest if work_bytes is None else work_bytes)
-        if copies:
-            for index, layer in enumerate(self._table.layers):
-                once, each = (norm_bytes * elements for elements in layer.norm_elements)
-                work = SliceCosts(layer=index, base=once, channel=copies * layer.gradient_bytes + each, block=0)
-                yield self._moment(MomentKind.OPTIMIZER, -1, live, 0, None, work)
+        table, copies = self._table, self._table.optimizer_copies
+        work_bytes, norm_bytes = table.always_trained_work_bytes, table.optimizer_norm_bytes
+        largest = copies * table.largest_always_trained_bytes
+        yield self._moment(MomentKind.OPTIMIZER, -1, live, largest if work_bytes is None else work_bytes)
+        if not copies:
+            return
+        for index, layer in enumerate(table.layers):
+            once, each = (norm_bytes * elements for elements in layer.norm_elements)
+            work = SliceCosts(layer=index, base=once, channel=copies * layer.gradient_bytes + each, block=0)
+            yield replace(self._moment(MomentKind.OPTIMIZER, -1, live, 0, None, work), after=self._left_after(index))
+        if table.optimizer_held_copies and table.first_always_trained_bytes:
+            first = self._moment(MomentKind.OPTIMIZER, -1, live, copies * table.first_always_trained_bytes)
+            yield replace(first, after=len(table.layers))
+
+    def _left_after(self, number: int) -> int:
+        return number if self._table.optimizer_held_copies else 0
 
     def _with(self, live: _Live, gradients: Iterable[tuple[int, int]]) -> _Live:
         running = replace(live, kept=dict(live.kept))
@@ -166,7 +176,7 @@ class Sweep:
         stored, gradients = frozenset(live.stored), frozenset(live.gradients)
         lines = {key: num_bytes for key, num_bytes in live.lines.items() if num_bytes}
         always = live.always_gradients
-        return Moment(kind, place, when, live.fixed, workspace, kept, stored, gradients, work, always, lines)
+        return Moment(kind, place, when, live.fixed, workspace, kept, stored, gradients, work, 0, always, lines)
 
 
 class _Gradients:

@@ -115,6 +115,7 @@ class Program:
         self._stored: dict[int, cp_model.LinearExpr | int] = {}
         self._paid: dict[tuple[int, int], cp_model.IntVar] = {}
         self._begun: dict[int, cp_model.IntVar] = {}
+        self._left: list[cp_model.IntVar | int] = [0]
         self._add_backward_limit()
         if limits.scope is not Scope.PEAK:
             limit = self._model.add(self._spent_expression() <= 0)
@@ -156,7 +157,7 @@ class Program:
         program = copy.copy(self)
         program._model = self._model.clone()
         program._trained, program._stored = dict(self._trained), dict(self._stored)
-        program._paid, program._begun = dict(self._paid), dict(self._begun)
+        program._paid, program._begun, program._left = dict(self._paid), dict(self._begun), list(self._left)
         program._add_moments(budget)
         program._add_objectives()
         return program
@@ -260,7 +261,17 @@ class Program:
             total = (
                 total + work.highest_base + work.channel * counts[work.layer] + work.block * self._blocks(work.layer)
             )
-        return total
+        return total + self._left_of(moment.after)
+
+    def _left_of(self, number: int) -> cp_model.LinearExpr | int:
+        """Copies left of the last slice drawn of the first so many layers."""
+        for index in range(len(self._left) - 1, number):
+            channel = self._table.optimizer_held_copies * self._table.layers[index].gradient_bytes
+            drawn, left = self._variables.drawn[index], self._model.new_int_var(0, _MOST_BYTES, "")
+            self._model.add(left >= channel * self._variables.counts[index]).only_enforce_if(drawn)
+            self._model.add(left >= self._left[index]).only_enforce_if(~drawn)
+            self._left.append(left)
+        return self._left[number]
 
     def _blocks(self, index: int) -> cp_model.IntVar:
         """Blocks of channels that a layer's draw begins."""

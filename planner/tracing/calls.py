@@ -29,6 +29,13 @@ class Shape:
         """An empty tensor of this description, without a gradient."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
+    def zeros(self) -> Tensor:
+        """Zeros: valid indices, and no denormal numbers to slow kernels down; elements may share memory."""
+        tensor = self.new()
+        if tensor.numel():
+            tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,)).zero_()
+        return tensor
+
 
 @dataclass(frozen=True)
 class Call:

@@ -6,6 +6,7 @@ storages then die when Python lets go of them, as they do where nothing is recor
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,11 +29,14 @@ class BackwardRun:
         operation: The forward operation's place.
         upstream: Bit set of trained parameters: it runs when any of them trains.
         scratch_bytes: What PyTorch's own formula has live at most beside the gradients it takes and gives.
+        taken: The gradient of each of its results as it arrives: a part of another one after a concatenation,
+            one element expanded after a sum.
     """
 
     operation: int
     upstream: int
     scratch_bytes: int
+    taken: tuple[Shape | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Lifetimes:
     deaths: tuple[tuple[int, int, int], ...]
     backwards: tuple[BackwardRun, ...]
     gradients: tuple[GradientStorage, ...]
+
+    @cached_property
+    def taken(self) -> Mapping[int, tuple[Shape | None, ...]]:
+        """Gradients that the backward of an operation takes, by the operation's place."""
+        return {run.operation: run.taken for run in reversed(self.backwards)}
 
 
 class LifetimeRecorder(TorchDispatchMode):
@@ -197,6 +206,7 @@ class _BackwardRecorder:
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}
         self._most = 0
         self._taken: dict[int, int] = {}
+        self._shapes: tuple[Shape | None, ...] = ()
         self.runs: list[NodeRun] = []
         self.backwards: list[BackwardRun] = []
 
@@ -237,6 +247,7 @@ class _BackwardRecorder:
     def _entering(self, gradients: Sequence[Tensor | None]) -> None:
         self._made, self._most = {}, 0
         self._taken = {slot: self._known(found) for slot, found in enumerate(gradients) if found is not None}
+        self._shapes = tuple(None if found is None else Shape.of(found) for found in gradients)
 
     def _known(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -262,7 +273,7 @@ class _BackwardRecorder:
             kept = sum(size for storage, (_, size) in self._made.items() if storage in fresh)
             upstream = upstreams[id(node)]
             self.runs.append(NodeRun(place, operation, upstream, self._taken, tuple(passed)))
-            self.backwards.append(BackwardRun(operation, upstream, max(0, self._most - kept)))
+            self.backwards.append(BackwardRun(operation, upstream, max(0, self._most - kept), self._shapes))
 
         return hook
 
