@@ -57,7 +57,7 @@ def test_no_door_names_a_thing_as_a_room(stub: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_rooms_can_be_held_in_the_eye(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 430
+    assert len(text.splitlines()) <= 470
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = [part for part in node.body if not isinstance(part, ast.Expr) or part is not node.body[0]]

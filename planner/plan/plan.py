@@ -134,10 +134,12 @@ class SolverRecord(Record):
     """How the counts were found.
 
     Args:
-        status: ``optimal`` (within 0.1 % of the best, proven) or ``feasible``; ``drawn`` for the papers' strategies.
+        status: ``optimal`` (the greatest value is proven within 0.1 %), ``feasible``, or ``drawn`` by another strategy.
         value: Value of the counts, as a share of the value of training everything.
         bound: Proven upper bound of that share.
-        gap: Distance to the bound, relative to it.
+        gap: Distance to the bound, relative to it: what was given up, and what was not proven.
+        given_up: Share of the greatest value found that was given up for less backward work.
+        backward_saved: Share of the backward pass's multiply-adds that this saved.
         horizon: Draws the value looks ahead.
         inclusion: How likely the channels of a layer are to be drawn.
         ortools_version: Version of the solver; empty for the papers' strategies.
@@ -147,6 +149,8 @@ class SolverRecord(Record):
     value: float
     bound: float
     gap: float
+    given_up: float = 0.0
+    backward_saved: float = 0.0
     horizon: float
     inclusion: Inclusion = Inclusion.UNIFORM
     ortools_version: str

@@ -17,7 +17,7 @@ from trady.planner.options import (
 )
 from trady.planner.records import Option, Record, Whole, one_of, problems_of
 from trady.planner.sampling import DEFAULT_HORIZON
-from trady.planner.solver import Limits
+from trady.planner.solver import DEFAULT_TOLERANCE, Limits
 from trady.planner.units import parse_bytes
 
 Draws = Annotated[float, Field(gt=0)]
@@ -41,6 +41,8 @@ class ChoiceOptions(Record):
         min_channels: Fewest channels of a chosen layer.
         horizon: Draws the solver's value looks ahead; 4 by default. The more, the more layers share the budget; 1
             prefers nothing but the largest norms.
+        tolerance: Share of the best value that may be given up for less backward work: among the choices within it
+            the one with the fewest multiply-adds towards earlier layers is taken, then the one that keeps least.
         train_bias: Train the bias of each drawn layer.
         inclusion: ``uniform`` draws the channels of a layer alike, ``weighted`` those with larger norms more often: for
             layers whose norm lies in a few channels, as transformers' does.
@@ -60,6 +62,9 @@ class ChoiceOptions(Record):
     max_backward_macs: Annotated[Whole | None, Option("Bound the backward pass.", "N")] = None
     min_channels: Annotated[Whole, Option("Fewest channels of a layer.")] = 1
     horizon: Annotated[Draws | None, Option("Draws the value looks ahead.  [default: 4]", "DRAWS", type=float)] = None
+    tolerance: Annotated[
+        float, Field(ge=0, lt=1), Option("Value that may be given up for less backward work.", "SHARE", type=float)
+    ] = DEFAULT_TOLERANCE
     train_bias: Annotated[bool, Option("Train the bias of each drawn layer.")] = False
     optimizer: Annotated[
         OptimizerKind,
@@ -117,8 +122,8 @@ class ChoiceOptions(Record):
             (
                 self.strategy is Strategy.SOLVER or not self._only_the_solver_heeds(),
                 f"Strategy {self.strategy.value!r} fills the budget by its own rule: --min-channels, "
-                "--max-backward-macs, --horizon and --inclusion are the solver's. Leave them out, or use --strategy "
-                "solver.",
+                "--max-backward-macs, --horizon, --tolerance and --inclusion are the solver's. Leave them out, or use "
+                "--strategy solver.",
             ),
         )
         problems = [message for holds, message in rules if not holds]
@@ -134,8 +139,10 @@ class ChoiceOptions(Record):
             min_channels=self.min_channels,
             max_backward_macs=self.max_backward_macs,
             horizon=min(horizon, float(self.epochs)),
+            tolerance=self.tolerance,
         )
 
     def _only_the_solver_heeds(self) -> bool:
         of_solver = self.horizon is not None or self.inclusion is not Inclusion.UNIFORM
-        return of_solver or self.min_channels > 1 or self.max_backward_macs is not None
+        bounded = self.min_channels > 1 or self.max_backward_macs is not None
+        return of_solver or bounded or self.tolerance != DEFAULT_TOLERANCE

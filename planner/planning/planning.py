@@ -100,6 +100,7 @@ class ChoiceKeywords(TypedDict, total=False):
     max_backward_macs: int | None
     min_channels: int
     horizon: float | None
+    tolerance: float
     train_bias: bool
     inclusion: Inclusion | str
     scheme: Mapping[str, float] | str | None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+import numpy as np
 from torch import nn
 
 from trady.planner.costs import RefinedTable
@@ -199,7 +200,7 @@ def solved(asked: ChoiceOptions, ledger: BatchedLedger, priorities: Sequence[Lay
     if selection.status is SolverStatus.UNKNOWN:
         raise PlanError(NOTHING_FOUND)
     strategy = StrategyRecord(name=Strategy.SOLVER, eligible=tuple(range(len(ledger.table.layers))))
-    return Choice(strategy, _solver_record(selection, limits.horizon, asked.inclusion), selection.counts)
+    return Choice(strategy, _solver_record(selection, ledger, limits.horizon, asked.inclusion), selection.counts)
 
 
 def scheme_counts_of(asked: ChoiceOptions, tables: RefinedTable, convolutions: Sequence[str]) -> list[int]:
@@ -235,12 +236,15 @@ def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) 
     return tuple(sorted(order[:count].tolist()))
 
 
-def _solver_record(selection: Selection, horizon: float, inclusion: Inclusion) -> SolverRecord:
+def _solver_record(selection: Selection, ledger: BatchedLedger, horizon: float, inclusion: Inclusion) -> SolverRecord:
+    macs, most = ledger.backward_macs(np.array([selection.counts, selection.best_counts])).tolist()
     return SolverRecord(
         status="optimal" if selection.status is SolverStatus.OPTIMAL else "feasible",
         value=rounded_figure(selection.value),
         bound=rounded_figure(selection.bound),
         gap=rounded_figure(selection.gap),
+        given_up=rounded_figure(selection.given_up),
+        backward_saved=rounded_figure(1 - macs / most) if most else 0.0,
         horizon=horizon,
         inclusion=inclusion,
         ortools_version=solver_version(),

@@ -10,7 +10,15 @@ from trady.planner.options import Scope
 from trady.planner.plan import Plan
 from trady.planner.reports.pages import asset, page
 from trady.planner.reports.summary import ChosenLayer, PartOf, PlanFigures, plan_figures
-from trady.planner.reports.text_report import dense_bytes, dense_footnote, proof, remarks, step_line, value_note
+from trady.planner.reports.text_report import (
+    dense_bytes,
+    dense_footnote,
+    given_up,
+    proof,
+    remarks,
+    step_line,
+    value_note,
+)
 from trady.planner.units import format_bytes, format_share
 
 _SAVINGS: Final = {
@@ -63,7 +71,7 @@ def _said(plan: Plan, figures: PlanFigures) -> str:
     return (
         f"{format_bytes(plan.settings.budget_bytes)} trains {len(figures.layers)} of {len(plan.table.layers)} layers, "
         f"{figures.channels.drawn:,} of {figures.channels.full:,} channels, "
-        f"for {format_share(plan.solver.value, 1)} of the value of training all ({proof(plan)})."
+        f"for {format_share(plan.solver.value, 1)} of the value of training all ({proof(plan)}).{given_up(plan)}"
     )
 
 

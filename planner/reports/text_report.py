@@ -90,7 +90,18 @@ def _what_trains(plan: Plan, figures: PlanFigures) -> str:
         f"Trains {len(figures.layers)} of {len(plan.table.layers)} layers, {figures.channels.drawn:,} of "
         f"{figures.channels.full:,} input channels: {format_share(plan.solver.value, 1)} of the value of training all"
     )
-    return f"{text} ({proof(plan)})."
+    return f"{text} ({proof(plan)}).{given_up(plan)}"
+
+
+def given_up(plan: Plan) -> str:
+    """What the tolerance gave up, and what that saved; empty where nothing was."""
+    solver = plan.solver
+    if not solver.given_up:
+        return ""
+    return (
+        f" Gave up {format_share(solver.given_up)} of the value for {format_share(solver.backward_saved, 0)} less work "
+        "in the backward pass (--tolerance 0 keeps it)."
+    )
 
 
 def proof(plan: Plan) -> str:

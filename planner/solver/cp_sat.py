@@ -12,16 +12,17 @@ from typing import Final
 import ortools
 from ortools.sat.python import cp_model
 
-from trady.planner.ledger import INDEX_BYTES, MARGIN_PERCENT, SLICE_BLOCK, BatchedLedger, Moment
+from trady.planner.ledger import INDEX_BYTES, MARGIN_PERCENT, SLICE_BLOCK, BatchedLedger, Moment, active_bits
 from trady.planner.options import Scope
-from trady.planner.solver.problem import TOLERANCE, Limits, Selection, SolverStatus
+from trady.planner.solver.depths import Depths
+from trady.planner.solver.problem import PROOF_GAP, Limits, Selection, SolverStatus
 from trady.planner.solver.top_up import spend_leftovers
 from trady.planner.solver.value_curves import Segment, fill_segments, units_of, value_segments, weighted_segments
 
 #: Total value in objective units: large enough that floored marginals lose nothing that matters.
 _VALUE_UNITS: Final = 10**12
 #: The best value is looked for within half of it.
-_SEARCH_GAP: Final = TOLERANCE / 2
+_SEARCH_GAP: Final = PROOF_GAP / 2
 #: CP-SAT counts in 64 bits; no machine has as much memory.
 _MOST_BYTES: Final = 2**52
 
@@ -41,10 +42,10 @@ class _Effort:
     presolve: bool
 
 
-#: Ways to look for the best value, one after the other, and the way to look for the fewest residuals. Where layers are
+#: Ways to look for the best value, one after the other, and the way to look for the least depth. Where layers are
 #: alike a light relaxation proves what a full one does not, and the other way round.
 _ATTEMPTS: Final = (_Effort(2, 0.1, presolve=False), _Effort(1, 0.6, presolve=True))
-_RESIDUALS_EFFORT: Final = _Effort(1, 1.0, presolve=False)
+_DEPTH_EFFORT: Final = _Effort(1, 1.0, presolve=False)
 
 
 def solver_version() -> str:
@@ -64,7 +65,8 @@ def solve(
         norms: Gradient norm of each channel, layer by layer, where the larger ones are drawn more often.
 
     Returns:
-        The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
+        Among the selections within the tolerance of the best value, the one of the least backward work, then of the
+        fewest residual bytes, then of the greatest value.
     """
     return Program(ledger, values, limits, norms).solve(limits.budget_bytes)
 
@@ -99,6 +101,8 @@ class Program:
         self._ledger, self._table, self._values, self._limits = ledger, table, values, limits
         self._total = max(sum(values), 1e-300)
         self._curves = self._value_curves(norms)
+        self._depths = Depths(ledger, counts_work=limits.tolerance > 0)
+        self._bounds = self._depths.value_bounds(self._curves)
         self._model = cp_model.CpModel()
         self._variables = _Variables()
         self._trained: dict[int, cp_model.IntVar] = {}
@@ -111,7 +115,6 @@ class Program:
             for curve, variables in zip(self._curves, self._variables.segments, strict=True)
             for segment, variable in zip(curve, variables, strict=True)
         )
-        self._residuals = self._kept_expression(("residuals",))
         self._stored: dict[int, cp_model.LinearExpr | int] = {}
         self._paid: dict[tuple[int, int], cp_model.IntVar] = {}
         self._begun: dict[int, cp_model.IntVar] = {}
@@ -131,21 +134,21 @@ class Program:
         return [value_segments(size, whole, horizon) for size, whole in zip(sizes, units, strict=True)]
 
     def solve(self, budget_bytes: int) -> Selection:
-        """The best selection found; among those within 0.1 % of it, the one that keeps the fewest residual bytes.
+        """The least backward work within the tolerance of the best value.
 
-        What is left of the budget then goes to the same layers.
+        What is left of the budget goes to the same layers.
         """
         program = self._with_budget(budget_bytes)
-        found = program._maximise()
-        if not any(found.counts):
-            nothing = SolverStatus.UNKNOWN if found.status is SolverStatus.UNKNOWN else SolverStatus.INFEASIBLE
-            return replace(found, status=nothing)
-        return program._with_leftovers(program._with_fewest_residuals(found), budget_bytes)
-
-    def _with_leftovers(self, found: Selection, budget_bytes: int) -> Selection:
-        """Spend on the same layers what is left."""
+        best = program._maximise()
+        if not any(best.counts):
+            nothing = SolverStatus.UNKNOWN if best.status is SolverStatus.UNKNOWN else SolverStatus.INFEASIBLE
+            return replace(best, status=nothing)
         limits = replace(self._limits, budget_bytes=budget_bytes)
-        return self._selection(spend_leftovers(self._ledger, found.counts, self._values, limits), found.bound)
+        best = self._selection(spend_leftovers(self._ledger, best.counts, self._values, limits), best.bound)
+        counts = program._shallowest(best, budget_bytes)
+        if counts == best.counts:
+            return best
+        return self._selection(spend_leftovers(self._ledger, counts, self._values, limits), best.bound, best.counts)
 
     def _with_budget(self, budget_bytes: int) -> "Program":
         """This program with the budget in its place, or a copy where other moments of the step become critical."""
@@ -163,11 +166,15 @@ class Program:
         return program
 
     def _add_objectives(self) -> None:
-        """The most value; and, in a program of its own, the fewest residual bytes for a value to be said."""
+        """The most value; and, in a program of its own, the least depth for a value to be said."""
         self._model.maximize(self._value)
-        self._leanest = self._model.clone()
+        lean = copy.copy(self)
+        lean._model, lean._trained = self._model.clone(), dict(self._trained)
+        self._leanest = lean._model
         self._floor = self._leanest.add(self._value >= 0).index
-        self._leanest.minimize(self._residuals)
+        self._leanest.minimize(
+            sum(price * lean._trained_by(upstream) for upstream, price in self._depths.terms.items())
+        )
 
     def _maximise(self) -> Selection:
         """The best value; no counts where the limits allow nothing, or the search found nothing in time."""
@@ -191,18 +198,61 @@ class Program:
         return self._nothing(SolverStatus.UNKNOWN) if best is None else best
 
     def _nothing(self, status: SolverStatus) -> Selection:
-        return Selection((0,) * len(self._table.layers), status, 0.0, 0.0)
+        nothing = (0,) * len(self._table.layers)
+        return Selection(nothing, status, 0.0, 0.0, nothing, 0.0)
 
-    def _with_fewest_residuals(self, best: Selection) -> Selection:
-        """Give up at most the tolerance of the value for a shallower backward pass."""
-        floor = min(best.value, best.bound * (1 - TOLERANCE))
-        self._leanest.proto.constraints[self._floor].linear.domain[0] = int(floor * _VALUE_UNITS)
-        self._hint(self._leanest, best.counts)
-        solver = self._solver(TOLERANCE, _RESIDUALS_EFFORT)
-        status = solver.solve(self._leanest)
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return best
-        return self._selection(self._counts(solver), best.bound)
+    def _shallowest(self, best: Selection, budget_bytes: int) -> tuple[int, ...]:
+        """Counts of the least depth whose value the tolerance allows; those of the best where it saves nothing.
+
+        No choice is shallower than the deepest of its layers by itself, so the first level whose layers are worth
+        enough bounds the depth. In most networks one layer after the other comes closer to the input, and a choice that
+        goes no deeper is found with it; where branches add up, CP-SAT looks for the least sum.
+        """
+        floor = int(min(best.value * (1 - self._limits.tolerance), best.bound * (1 - PROOF_GAP)) * _VALUE_UNITS)
+        levels, counts = self._depths.levels, best.counts
+        low, high = 0, self._level(counts)
+        if self._limits.scope is not Scope.PEAK:
+            low = min(self._bounds.first_level(floor, budget_bytes), high)
+            guesses = [high - 1, low]  # the bound is tight, or the best cannot be matched: else halve what is between
+            while low < high:
+                level = max(low, min(guesses.pop(), high - 1)) if guesses else (low + high) // 2
+                found = self._richest(counts, self._depths.beyond(levels[level]))
+                if self._units_of(found) >= floor:
+                    counts, high = found, self._level(found)
+                else:
+                    low = level + 1
+        if self._depth(counts) > levels[low]:
+            leaner = self._leanest_counts(counts, floor)
+            if self._depth(leaner) < self._depth(counts):
+                return self._richest(leaner, self._depths.closed(active_bits(leaner)))
+        return counts
+
+    def _level(self, counts: Sequence[int]) -> int:
+        deepest = max(self._depths.of_layers[index] for index, count in enumerate(counts) if count)
+        return self._depths.levels.index(deepest)
+
+    def _depth(self, counts: Sequence[int]) -> int:
+        return self._depths.of(active_bits(counts))
+
+    def _leanest_counts(self, counts: tuple[int, ...], floor: int) -> tuple[int, ...]:
+        """Counts of the least depth that are worth so many units; the given ones where none is found in time."""
+        self._leanest.proto.constraints[self._floor].linear.domain[0] = floor
+        self._hint(self._leanest, counts)
+        solver = self._solver(0.0, _DEPTH_EFFORT)
+        is_solved = solver.solve(self._leanest) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+        return self._counts(solver) if is_solved else counts
+
+    def _richest(self, counts: tuple[int, ...], closed: int) -> tuple[int, ...]:
+        """Counts of the greatest value with none of the closed layers, a bit set; nothing where none is found."""
+        ends = [self._model.proto.variables[drawn.index].domain for drawn in self._variables.drawn]
+        for index, end in enumerate(ends):
+            end[1] = 0 if closed >> index & 1 else 1
+        self._hint(self._model, [0 if closed >> index & 1 else count for index, count in enumerate(counts)])
+        solver = self._solver(_SEARCH_GAP, _ATTEMPTS[0])
+        is_solved = solver.solve(self._model) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+        for end in ends:
+            end[1] = 1
+        return self._counts(solver) if is_solved else (0,) * len(counts)
 
     def _add_layers(self) -> None:
         for layer, curve in zip(self._table.layers, self._curves, strict=True):
@@ -391,12 +441,19 @@ class Program:
         found = list(solver.response_proto.solution)
         return tuple(sum(found[variable.index] for variable in variables) for variables in self._variables.segments)
 
-    def _selection(self, counts: tuple[int, ...], bound: float) -> Selection:
-        units = sum(units_of(curve, count) for curve, count in zip(self._curves, counts, strict=True))
-        value = units / _VALUE_UNITS
-        bound = max(bound, value)
-        proven = bound - value <= TOLERANCE * bound * (1 + 1e-9)
-        return Selection(counts, SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE, value, bound)
+    def _selection(
+        self, counts: tuple[int, ...], bound: float, best_counts: tuple[int, ...] | None = None
+    ) -> Selection:
+        best = counts if best_counts is None else best_counts
+        value = self._units_of(counts) / _VALUE_UNITS
+        best_value = max(value, self._units_of(best) / _VALUE_UNITS)
+        bound = max(bound, best_value)
+        proven = bound - best_value <= PROOF_GAP * bound * (1 + 1e-9)
+        status = SolverStatus.OPTIMAL if proven else SolverStatus.FEASIBLE
+        return Selection(counts, status, value, bound, best, best_value)
+
+    def _units_of(self, counts: Sequence[int]) -> int:
+        return sum(units_of(curve, count) for curve, count in zip(self._curves, counts, strict=True))
 
     def _hint(self, model: cp_model.CpModel, counts: Sequence[int]) -> None:
         model.clear_hints()

@@ -27,11 +27,21 @@ def spend_leftovers(
     if limits.scope is Scope.PEAK:
         return tuple(found.tolist())
     for index in _by_next_value(table, found, values, limits.horizon):
-        size = table.layers[index].in_channels
-        more = np.repeat(found[None, :], size - found[index], axis=0)
-        more[:, index] = np.arange(found[index] + 1, size + 1)
-        found[index] += int(_fits(ledger, more, limits).sum())
+        found[index] = _most_that_fit(ledger, found, index, limits)
     return tuple(found.tolist())
+
+
+def _most_that_fit(ledger: BatchedLedger, counts: Bytes, index: int, limits: Limits) -> int:
+    """Channels of one layer, in doubling steps from what it has: most often not even the first fits."""
+    fitting, most = int(counts[index]), ledger.table.layers[index].in_channels
+    while fitting < most:
+        tried = fitting + 2 ** np.arange((most - fitting).bit_length())
+        more = np.repeat(counts[None, :], len(tried), axis=0)
+        more[:, index] = tried
+        number = int(_fits(ledger, more, limits).sum())
+        most = int(tried[number]) - 1 if number < len(tried) else most
+        fitting = int(tried[number - 1]) if number else fitting
+    return fitting
 
 
 def _by_next_value(table: CostTable, counts: Bytes, values: Sequence[float], horizon: float) -> list[int]:
@@ -44,7 +54,7 @@ def _by_next_value(table: CostTable, counts: Bytes, values: Sequence[float], hor
 
 
 def _fits(ledger: BatchedLedger, counts: Bytes, limits: Limits) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether each of some counts, one channel more from row to row, is within the limits."""
+    """Whether each of some counts, more from row to row, is within the limits."""
     fits = ledger.scope_bytes(counts, limits.scope) <= limits.budget_bytes
     if limits.max_backward_macs is not None:
         fits &= ledger.backward_macs(counts) <= limits.max_backward_macs

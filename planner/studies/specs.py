@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trady.planner.options import DType, MemoryFormat, Scope, choose, read_patterns
 from trady.planner.planning import ChoiceOptions
 from trady.planner.priorities import Priorities
+from trady.planner.solver import DEFAULT_TOLERANCE
 from trady.planner.studies.rows import Setting, StudyRow
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Common:
         max_backward_macs: Most multiply-adds of a backward pass.
         min_channels: Fewest channels of a chosen layer.
         horizon: Draws the solver's value looks ahead.
+        tolerance: Share of the best value that may be given up for less backward work.
         train: Patterns of parameters that always train.
         train_bias: Train the bias of each drawn layer.
         head: ``"auto"``, ``"none"`` or a layer's name.
@@ -49,6 +51,7 @@ class Common:
     max_backward_macs: int | None = None
     min_channels: int = 1
     horizon: float | None = None
+    tolerance: float = DEFAULT_TOLERANCE
     train: tuple[str, ...] = ()
     train_bias: bool = False
     head: str = "auto"

@@ -25,7 +25,7 @@ from trady.planner.planning.planning import make_plan
 from trady.planner.sampling.budget_state import Purses
 from trady.planner.sampling.coverage import DEFAULT_HORIZON, coverage_value
 from trady.planner.solver.cp_sat import solve
-from trady.planner.solver.problem import TOLERANCE, Limits, SolverStatus
+from trady.planner.solver.problem import PROOF_GAP, Limits, SolverStatus
 from trady.planner.tracing.gradient_lifetimes import NodeRun, Passed, follow_gradients
 from trady.planner.tracing.tracing import trace
 
@@ -60,7 +60,7 @@ def test_the_solver_finds_the_best_within_the_peak(table: CostTable, budget: int
     assert found.counts in fits
     bounded = [counts for counts in fits if not _is_bounded_higher(table, counts, budget)]
     best = max(map(worth, bounded), default=0.0)
-    assert worth(found.counts) >= best * (1 - TOLERANCE) - 1e-6
+    assert worth(found.counts) >= best * (1 - PROOF_GAP) - 1e-6
 
 
 def _is_bounded_higher(table: CostTable, counts: Sequence[int], budget: int) -> bool:

@@ -24,7 +24,7 @@ from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope
 from trady.planner.sampling.coverage import coverage_value
 from trady.planner.solver.cp_sat import Program, solve
-from trady.planner.solver.problem import TOLERANCE, Limits, SolverStatus
+from trady.planner.solver.problem import PROOF_GAP, Limits, SolverStatus
 from trady.planner.solver.value_curves import value_segments
 
 SCOPES = st.sampled_from([Scope.UPDATE, Scope.TRAINING])
@@ -84,10 +84,10 @@ def test_exhaustive_search_agrees(problem: tuple[CostTable, list[float], Limits]
     assert found.counts in worth, "the selection breaks a limit"
     assert found.value == pytest.approx(worth[found.counts], rel=EXACT)
     assert found.bound >= best * (1 - EXACT)
-    assert worth[found.counts] >= best * (1 - TOLERANCE - EXACT)
+    assert worth[found.counts] >= best * (1 - PROOF_GAP - EXACT)
     residuals = {counts: BatchedLedger(table).of(counts).lines.residuals for counts in worth}
-    near = min(residuals[counts] for counts in worth if worth[counts] >= best * (1 - TOLERANCE / 2))
-    assert residuals[found.counts] <= near * (1 + TOLERANCE)
+    near = min(residuals[counts] for counts in worth if worth[counts] >= best * (1 - PROOF_GAP / 2))
+    assert residuals[found.counts] <= near * (1 + PROOF_GAP)
 
 
 @settings(max_examples=15, deadline=None)
