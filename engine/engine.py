@@ -95,6 +95,7 @@ class Engine(nn.Module):
         self._hooks: list[RemovableHandle] = []
         self._is_checkpointed = False
         self._notices = Notices()
+        self._notices.tell_machine(plan)
         self._guard = BatchGuard(strict)
         self.channels = ChannelDraw(0, {})
         self._take(draw(plan, 0, seed=seed, ledger=self._costs))

@@ -32,6 +32,7 @@ from trady.planner.models import (
 )
 from trady.planner.options import DType, Scope
 from trady.planner.plan import Plan
+from trady.planner.planning import machine_difference
 from trady.planner.units import format_bytes
 
 
@@ -49,6 +50,7 @@ class Measurement:
         scope: What it holds.
         unaccounted: Operations whose memory is in no line -> why.
         batch_size: Samples of the step.
+        machine: How this machine differs from the planned one, in words; empty where it does not.
     """
 
     planned: Ledger
@@ -60,6 +62,7 @@ class Measurement:
     scope: Scope
     unaccounted: Mapping[str, str]
     batch_size: int
+    machine: str = ""
 
     def scope_bytes(self, scope: Scope) -> int:
         """Measured bytes of a scope."""
@@ -110,6 +113,7 @@ class Measurement:
             "scope_bytes": {scope.value: self.scope_bytes(scope) for scope in Scope},
             "exceeded": list(self.exceeded),
             "unaccounted": dict(self.unaccounted),
+            "machine": self.machine,
         }
 
     def __rich__(self) -> RenderableType:
@@ -144,6 +148,8 @@ class Measurement:
             yield f"The CUDA allocator holds {format_bytes(self.reserved_bytes)} of the device."
         for name, reason in self.unaccounted.items():
             yield f"Not accounted for: {name}: {reason}."
+        if self.machine:
+            yield self.machine
         yield from (f"Above the plan: {text}" for text in self.exceeded)
         if not self.exceeded:
             equal = "every line but the workspace to the byte" if not self.differing else "some lines took less"
@@ -209,6 +215,7 @@ def measure_step(
         scope=plan.settings.scope,
         unaccounted=plan.unaccounted,
         batch_size=size,
+        machine=machine_difference(plan),
     )
 
 

@@ -1,9 +1,13 @@
-"""Warnings of drawn layers that do not train: each is named once."""
+"""Warnings of another machine than planned, and of drawn layers that do not train: each is named once."""
 
 import warnings
 from collections.abc import Iterable
 
 from torch import nn
+
+from trady.planner.options import Scope
+from trady.planner.plan import Plan
+from trady.planner.planning import machine_difference
 
 
 class Notices:
@@ -11,6 +15,13 @@ class Notices:
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+
+    @staticmethod
+    def tell_machine(plan: Plan) -> None:
+        """Warn of a budget of the peak that was planned on another machine: what kernels work in is in it."""
+        difference = machine_difference(plan) if plan.settings.scope is Scope.PEAK else ""
+        if difference:
+            warnings.warn(difference, stacklevel=3)
 
     def tell_unused(self, drawn: Iterable[str], used: set[str]) -> None:
         """Warn of drawn layers that no redirected operation of a forward pass read."""

@@ -1,5 +1,6 @@
 from .plan import NOT_SOLVED as NOT_SOLVED
 from .plan import HeadRecord as HeadRecord
+from .plan import MachineRecord as MachineRecord
 from .plan import ModelRecord as ModelRecord
 from .plan import PictureRecord as PictureRecord
 from .plan import Plan as Plan

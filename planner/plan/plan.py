@@ -82,6 +82,20 @@ class ModelRecord(Record):
     tensors: dict[str, str]
 
 
+class MachineRecord(Record):
+    """Where kernels were measured: what they work in depends on it.
+
+    Args:
+        processor: Model of the processor.
+        instruction_set: What PyTorch's kernels use of it, and what oneDNN's are capped at.
+        threads: Threads that kernels run on.
+    """
+
+    processor: str
+    instruction_set: str
+    threads: Annotated[int, Field(ge=1)]
+
+
 class Settings(Record):
     """How the step is run.
 
@@ -99,6 +113,7 @@ class Settings(Record):
         train_bias: Whether the bias of a drawn layer trains.
         train: Patterns of parameters that always train.
         torch_version: Version the step was traced with.
+        machine: Where it was planned; ``None`` in plans of earlier versions.
     """
 
     budget_bytes: Annotated[int, Field(gt=0)]
@@ -114,6 +129,7 @@ class Settings(Record):
     train_bias: bool
     train: tuple[str, ...]
     torch_version: str
+    machine: MachineRecord | None = None
 
 
 class StrategyRecord(Record):

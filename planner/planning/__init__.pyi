@@ -1,5 +1,6 @@
 from .batch_search import plan_largest_batch as plan_largest_batch
 from .choice_options import ChoiceOptions as ChoiceOptions
+from .machines import machine_difference as machine_difference
 from .model_options import CalibrationOptions as CalibrationOptions
 from .model_options import LoadingOptions as LoadingOptions
 from .model_options import PreparationOptions as PreparationOptions

@@ -31,6 +31,7 @@ from trady.planner.options import (
 )
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
 from trady.planner.planning.choice_options import ChoiceOptions
+from trady.planner.planning.machines import this_machine
 from trady.planner.planning.replanning import with_first_draw
 from trady.planner.planning.selection import (
     candidate_layers,
@@ -272,6 +273,7 @@ def _settings(asked: ChoiceOptions, traced: Trace, dtype: DType | None) -> Setti
         train_bias=asked.train_bias,
         train=tuple(sorted(traced.train_patterns)),
         torch_version=torch.__version__,
+        machine=this_machine(),
     )
 
 
