@@ -38,7 +38,7 @@ from trady.planner.options import NormMode, Strategy
 from trady.planner.plan import Plan
 from trady.planner.sampling import ChannelDraw, check_plan, draw
 
-Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer | None)
 
 _UNSEEN_COMPILED: Final = (
     "Under torch.compile the engine does not see every drawn weight (a packed projection used by parts, for instance), "
@@ -235,7 +235,7 @@ class Engine(nn.Module):
             norm.training = False
         return self
 
-    def register(self, optimizer: Optimizer | None) -> Optimizer | None:
+    def register(self, optimizer: Optimizer) -> Optimizer:
         """Let an optimizer's state follow the draws, and its steps reach the model's weights.
 
         Args:
