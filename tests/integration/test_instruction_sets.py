@@ -20,12 +20,14 @@ _NEEDED: Final = {
     "AVX512_CORE": ("AVX512",),
 }
 _QUICK = ("branches", "conv-bn-relu", "grouped", "transposed")
+#: As in ``test_peak.py``.
+_BYTES_ABOVE: Final = {"cross-attention": 32}
 #: Tests that measure kernels.
 _MEASURING = (
     "integration/test_peak.py",
-    "planner/test_allocations.py",
-    "planner/test_kernels.py",
-    "planner/test_peaks.py",
+    "planner/costs/test_allocator.py",
+    "planner/lean/test_kernels.py",
+    "planner/ledger/test_peak.py",
     "planner/studies/test_runs.py",
 )
 
@@ -62,7 +64,9 @@ def test_the_peak_is_above_and_all_other_lines_are_one(toys: list[str], capsys: 
     by_set = {name: ledgers(toys, name) for name in sets}
     for toy in toys:
         for found in (by_set[name][toy] for name in sets):
-            assert found["measured_peak"] <= found["predicted_peak"] <= found["measured_peak"] / 0.97 + 1024
+            above = _BYTES_ABOVE.get(toy, 0)
+            assert found["measured_peak"] <= found["predicted_peak"] + above, toy
+            assert found["predicted_peak"] <= found["measured_peak"] / 0.97 + 1024, toy
             assert found["lines"] == by_set[None][toy]["lines"]
             assert found["measured"] == by_set[None][toy]["measured"] == found["lines"]
 
