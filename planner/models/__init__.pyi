@@ -1,8 +1,6 @@
 from .factories import Preprocessing as Preprocessing
 from .factories import WeightsOrigin as WeightsOrigin
 from .factories import load_factory as load_factory
-from .fingerprints import fingerprint as fingerprint
-from .fingerprints import tensor_lines as tensor_lines
 from .heads import fit_head as fit_head
 from .heads import head_classes as head_classes
 from .heads import replace_head as replace_head
@@ -10,6 +8,8 @@ from .loading import LoadedModel as LoadedModel
 from .loading import load_model as load_model
 from .modes import set_training_mode as set_training_mode
 from .modes import undisturbed as undisturbed
+from .state_dicts import fingerprint as fingerprint
+from .state_dicts import tensor_lines as tensor_lines
 from .training_step import CROSS_ENTROPY as CROSS_ENTROPY
 from .training_step import MODEL_LOSS as MODEL_LOSS
 from .training_step import Batch as Batch

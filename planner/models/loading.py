@@ -23,13 +23,13 @@ from trady.planner.models.factories import (
     Built,
     Preprocessing,
     WeightsOrigin,
-    build,
     load_factory,
     working_directory_on_path,
 )
 from trady.planner.models.safe_pickles import load_safely, refuse_names, scan_pickle, torch_default_names
 from trady.planner.models.state_dicts import build_with_weights, empty_weights, find_state_dict, refuse_without_arch
 from trady.planner.models.training_step import Inputs, LossFunction, input_tensors, map_tensors
+from trady.planner.models.zoos import build
 
 __all__ = ["LoadedModel", "Preprocessing", "WeightsOrigin", "load_factory", "load_model"]
 

@@ -1,5 +1,6 @@
 """Weights without a module: find them in a file, name the architecture they fit, put them in."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trady.planner.errors import LoadingError
-from trady.planner.models.factories import BuildOptions, Built, WeightsOrigin, build
+from trady.planner.models.factories import BuildOptions, Built, WeightsOrigin
+from trady.planner.models.zoos import build
 
 StateDict = dict[str, Tensor]
 
@@ -174,3 +176,18 @@ def _classes_of_head(model: nn.Module, state: StateDict, differing: list[str]) -
 def empty_weights(state: StateDict) -> bool:
     """Whether the tensors are on the meta device and hold no numbers."""
     return any(tensor.device == torch.device("meta") for tensor in state.values())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and types of a model's parameters and buffers."""
+    lines = [f"{name} {line}" for name, line in tensor_lines(model).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def tensor_lines(model: nn.Module) -> dict[str, str]:
+    """Parameters and buffers by name, each as ``float32[8, 3]``."""
+    return {
+        name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        for name, tensor in sorted(model.state_dict().items())
+        if isinstance(tensor, Tensor)
+    }

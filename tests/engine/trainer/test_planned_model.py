@@ -9,7 +9,7 @@ from torch import nn
 from trady.engine.trainer.planned_model import build_planned, check_classes, example_inputs
 from trady.planner import Plan, load_model, make_plan
 from trady.planner.errors import EngineError
-from trady.planner.models.fingerprints import fingerprint
+from trady.planner.models.state_dicts import fingerprint
 from trady.planner.models.training_step import Batch
 from trady.planner.plan.plan import TensorSpec
 from trady.planner.planning.preparation import prepare

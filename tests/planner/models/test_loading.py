@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trady.planner.errors import LoadingError, UntrustedPickleError
-from trady.planner.models import factories
 from trady.planner.models import hub as network
+from trady.planner.models import timm_zoo, torchvision_zoo, transformers_zoo
 from trady.planner.models.factories import WeightsOrigin, load_factory
 from trady.planner.models.loading import LoadedModel, load_model
 from trady.planner.models.training_step import call_model
@@ -60,7 +60,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "can_reach", lambda host: False)
-    monkeypatch.setattr(factories, "can_reach", lambda host: False)
+    for zoo in (torchvision_zoo, timm_zoo, transformers_zoo):
+        monkeypatch.setattr(zoo, "can_reach", lambda host: False, raising=False)
 
 
 def save(item: Any, path: Path) -> Path:

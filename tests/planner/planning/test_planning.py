@@ -10,7 +10,7 @@ from tables import backward_macs
 from trady.planner import Plan, Priorities, calibrate, make_plan, trace
 from trady.planner.errors import BudgetError, PlanError, StrategyError, TracingError
 from trady.planner.ledger import BatchedLedger
-from trady.planner.models.fingerprints import fingerprint
+from trady.planner.models.state_dicts import fingerprint
 from trady.planner.options import OptimizerKind, Scope, Strategy
 from trady.planner.priorities.calibration import synthetic_batches, uniform_priorities
 

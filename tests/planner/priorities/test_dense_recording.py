@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trady.planner.errors import CalibrationError, DataError
-from trady.planner.models.fingerprints import fingerprint
+from trady.planner.models.state_dicts import fingerprint
 from trady.planner.planning.planning import make_plan
 from trady.planner.planning.preparation import Prepared, record_from_data
 from trady.planner.priorities.dense_recording import record_gradients
