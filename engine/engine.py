@@ -25,6 +25,7 @@ from trady.engine.runtime import (
     StorageNotes,
     always_trained_names,
     dense_norms,
+    frozen,
     mark_active,
     mean_over_processes,
     measure_step,
@@ -155,12 +156,12 @@ class Engine(nn.Module):
             EngineError: A compiled model hides a drawn weight.
         """
         if not torch.is_grad_enabled():
-            with self._norms_frozen():
+            with frozen(self._norms):
                 yield
             return
         if torch.compiler.is_compiling():
             redirections = self._slices.redirections(self.model, None)
-            with self._norms_frozen(), LeanMode(redirections):
+            with frozen(self._norms), LeanMode(redirections):
                 yield
             if len(redirections.used) < len(self.channels.channels):
                 raise EngineError(_UNSEEN_COMPILED)
@@ -171,7 +172,7 @@ class Engine(nn.Module):
         redirections = self._slices.redirections(self.model, self._notes)
         undo = mark_active(self._reentry)
         try:
-            with self._norms_frozen(), LeanMode(redirections):
+            with frozen(self._norms), LeanMode(redirections):
                 yield
         finally:
             undo()
@@ -270,11 +271,11 @@ class Engine(nn.Module):
         norms, notes = self._norms_to_draw_by(batches, loss)
         before = self.channels
         drawn = draw(self.plan, epoch, seed=self.seed, observed=norms, ledger=self._costs)
-        if _in_order(drawn) != _in_order(before):
+        if drawn.as_lists != before.as_lists:
             self._follower.check_before_draw(self.named_parameters())
             notes = [*notes, *self._take(drawn)]
         self.channels = drawn
-        now, then = self._channel_pairs(drawn), self._channel_pairs(before)
+        now, then = drawn.pairs, before.pairs
         report = DrawReport(
             epoch,
             entered=len(now - then),
@@ -354,18 +355,6 @@ class Engine(nn.Module):
                 parameter.grad = None
 
     @contextmanager
-    def _norms_frozen(self) -> Iterator[None]:
-        """Statistics stay as they are whatever mode the user's ``model.train()`` set, batch counter included."""
-        training = [norm for norm in self._norms if norm.training]
-        for norm in training:
-            norm.training = False
-        try:
-            yield
-        finally:
-            for norm in training:
-                norm.training = True
-
-    @contextmanager
     def thawed(self) -> Iterator[nn.Module]:
         """The model with the parameters requiring a gradient that did before the engine froze it."""
         now = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
@@ -406,12 +395,3 @@ class Engine(nn.Module):
             found = dense_norms(model, self.plan, batches, loss)
         norms = mean_over_processes(found.norms, next(self.parameters()).device)
         return norms, [str(found)]
-
-    @staticmethod
-    def _channel_pairs(drawn: ChannelDraw) -> set[tuple[str, int]]:
-        return {(name, channel) for name, found in drawn.channels.items() for channel in found.tolist()}
-
-
-def _in_order(drawn: ChannelDraw) -> dict[str, list[int]]:
-    """Channels in the order they were drawn in, which is that of the slices and of what optimizers keep for them."""
-    return {name: found.tolist() for name, found in drawn.channels.items()}

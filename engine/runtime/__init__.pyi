@@ -11,6 +11,7 @@ from .notices import Notices as Notices
 from .observed_norms import ObservedNorms as ObservedNorms
 from .observed_norms import dense_norms as dense_norms
 from .plan_check import always_trained_names as always_trained_names
+from .plan_check import frozen as frozen
 from .plan_check import norms_with_statistics as norms_with_statistics
 from .plan_check import prepare_model as prepare_model
 from .redirection import LeanMode as LeanMode

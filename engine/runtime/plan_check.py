@@ -1,6 +1,7 @@
 """Holding a plan against a model: the same tensors, the planned types and layout, what always trains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -82,3 +83,16 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
 def norms_with_statistics(model: nn.Module) -> list[nn.Module]:
     """Modules that hold running statistics."""
     return [module for module in model.modules() if hasattr(module, "running_mean")]
+
+
+@contextmanager
+def frozen(norms: Iterable[nn.Module]) -> Iterator[None]:
+    """Statistics stay as they are whatever mode the user's ``model.train()`` set, batch counter included."""
+    training = [norm for norm in norms if norm.training]
+    for norm in training:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.training = True

@@ -29,6 +29,16 @@ class ChannelDraw:
         """Channels per layer of the table."""
         return tuple(len(self.channels.get(layer.name, ())) for layer in table.layers)
 
+    @property
+    def as_lists(self) -> dict[str, list[int]]:
+        """Channels in the order drawn: that of the slices, and of what optimizers keep for them."""
+        return {name: channels.tolist() for name, channels in self.channels.items()}
+
+    @property
+    def pairs(self) -> set[tuple[str, int]]:
+        """Every drawn channel with its layer."""
+        return {(name, channel) for name, channels in self.as_lists.items() for channel in channels}
+
     def by_group(self, table: CostTable) -> dict[int, dict[str, Channels]]:
         """Drawn channels by input group and layer."""
         groups: dict[int, dict[str, Channels]] = {}
