@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,7 +20,7 @@ from trady.simulator.draw_costs import Costs
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
 from trady.simulator.results import MEASURES, Series, SimulationReport
 from trady.simulator.streaming_statistics import Gathered, Values, band
-from trady.simulator.trials import MOST_EPOCHS, Follower, ObservedNorms
+from trady.simulator.trials import MOST_EPOCHS, Follower, ObservedNorms, Places
 
 if TYPE_CHECKING:
     from trady.planner.priorities import GradientRecording
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 #: Bytes that the trials of one chunk may keep, and the most and fewest of them.
 _CHUNK_BYTES: Final = 8 * 2**20
 _MOST_TRIALS, _FEWEST_TRIALS = 500, 8
-#: Trials that are worth a process of their own.
+#: Trials that are worth a process of their own, and the multiple of chunks that keeps 2 or 4 processors equally busy.
 _FEWEST_SHARED: Final = 50
+_SHARES: Final = 4
 #: Trials that the quantiles are taken over: means and errors are of all.
 _BAND_TRIALS: Final = 4000
 
@@ -81,9 +83,7 @@ def simulate(
     gathered = Gathered(_BAND_TRIALS)
     counts = np.zeros(len(plan.table.layers))
     squares: Values = np.zeros((number, len(plan.table.layers)))
-    size = min(_trials_at_once(planned, found), max(_FEWEST_SHARED, -(-trials // 2)))
-    chunks = [range(seed + first, seed + min(first + size, trials)) for first in range(0, trials, size)]
-    for chunk in in_processes(partial(_replay, planned, found, number), chunks, workers):
+    for chunk in in_processes(partial(_replay, planned, found, number), _chunks(planned, found, trials, seed), workers):
         gathered.add(chunk.values)
         counts += chunk.counts
         squares = chunk.squares
@@ -177,18 +177,18 @@ def _epochs(plan: Plan, epochs: int | None, gradients: Gradients) -> int:
     return number
 
 
-def _trials_at_once(plan: Plan, gradients: Gradients) -> int:
-    """As many trials as keep a chunk in bounds: state of each layer that can be drawn, and running sums."""
-    numbers = 0 if gradients.constant else max(len(found) for found in gradients.vectors(0))
-    chosen = plan.strategy.name is Strategy.SOLVER
-    layers = (
-        layer
-        for index, layer in enumerate(plan.table.layers)
-        if (plan.counts[index] if chosen else index in plan.strategy.eligible)
-    )
+def _chunks(plan: Plan, gradients: Gradients, trials: int, seed: int) -> list[range]:
+    """Seeds of the chunks: of about the same size, as many as keep each within bounds and busy every processor.
+
+    A chunk keeps the state of each layer that can be drawn, and running sums. How it is cut depends on no machine.
+    """
+    numbers = 0 if gradients.constant else len(gradients.vectors(0)[0])
     norms = 8 if plan.strategy.name is Strategy.MEDYATE else 0
-    per_trial = sum(layer.in_channels * (4 + 4 * numbers + norms) for layer in layers)
-    return max(_FEWEST_TRIALS, min(_MOST_TRIALS, _CHUNK_BYTES // max(1, per_trial)))
+    per_trial = Places(plan).size * (4 + 4 * numbers + norms)
+    at_once = max(_FEWEST_TRIALS, min(_MOST_TRIALS, _CHUNK_BYTES // max(1, per_trial)))
+    number = min(-(-trials // _FEWEST_SHARED), -(-trials // (_SHARES * at_once)) * _SHARES)
+    ends = [seed + trials * place // number for place in range(number + 1)]
+    return [range(first, end) for first, end in pairwise(ends)]
 
 
 def _report(

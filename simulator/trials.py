@@ -1,10 +1,11 @@
-"""What a chunk of trials has reached so far, layer by layer, and the gradients it followed."""
+"""What a chunk of trials has reached so far, and the gradients it followed."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trady.planner.options import Strategy
 from trady.planner.plan import Plan
 from trady.planner.reports import layer_rgn
 from trady.planner.sampling import ChannelDraws, Channels
@@ -14,8 +15,40 @@ from trady.simulator.streaming_statistics import Values
 #: Epochs that fit beside the number of updates in one 32-bit integer.
 MOST_EPOCHS = 2**15 - 1
 _LAST, _ONCE = 0xFFFF, 0x10000
-#: What a layer's draw comes to in each trial.
-_SUMS = ("first", "first_rgn", "waited", "square", "aligned", "grown")
+
+
+class Places:
+    """Where the channels of the layers that can be drawn from stand in one row; each layer's end with one for none.
+
+    Args:
+        plan: The plan.
+
+    Attributes:
+        layers: Indices of those layers.
+        size: Length of the row.
+        nothing: Where none stands: what fills up a trial's draw of a layer points there.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        chosen = {index for index, count in enumerate(plan.counts) if count}
+        fixed = plan.strategy.name is Strategy.SOLVER
+        self.layers = sorted(chosen if fixed else chosen | set(plan.strategy.eligible))
+        ends = np.cumsum([plan.table.layers[index].in_channels + 1 for index in self.layers], dtype=np.int64)
+        self.nothing = ends - 1
+        self.size = int(ends[-1])
+        self._first = dict(zip(self.layers, [0, *ends.tolist()], strict=False))
+
+    def of(self, draws: ChannelDraws) -> Channels:
+        """Places of what was drawn, ``[trials, most drawn]``."""
+        first = np.repeat(
+            [self._first[index] for index in draws.channels], [drawn.shape[1] for drawn in draws.channels.values()]
+        )
+        return np.concatenate(list(draws.channels.values()), axis=1).astype(np.int64) + first
+
+    def row(self, by_layer: Sequence[Vectors]) -> Vectors:
+        """Numbers of all layers' channels ``[..., channels]`` in one row ``[..., places]``, zeros for none."""
+        nothing = np.zeros((*by_layer[0].shape[:-1], 1))
+        return np.concatenate([part for index in self.layers for part in (by_layer[index], nothing)], axis=-1)
 
 
 class GradientPath:
@@ -23,19 +56,21 @@ class GradientPath:
 
     Args:
         gradients: What to follow.
+        places: Of the layers that can be drawn from.
 
     Attributes:
-        vectors: The gradient of each layer, ``[numbers, channels]``.
-        squares: Squared norm of each channel's, for each layer.
-        layer_squares: Of each layer's, ``[layers]``.
-        sums: Running sums of the vectors; empty where all epochs have the same.
-        sum_square: Squared norm of the running sum; of one epoch's gradient where all are the same.
+        constant: Whether all epochs have the same gradient.
+        vectors: The gradient of each channel, ``[numbers, places]``.
+        squares: Its squared norm, ``[places]``.
+        layer_squares: The same of each layer, ``[layers]``.
+        sums: Running sums of the vectors, ``[numbers, places]``.
+        sum_square: Squared norm of the running sum of all layers; of one epoch's gradient where all are the same.
     """
 
-    def __init__(self, gradients: Gradients) -> None:
-        self._gradients = gradients
+    def __init__(self, gradients: Gradients, places: Places) -> None:
+        self._gradients, self._places = gradients, places
         self.constant = gradients.constant
-        self.sums: list[Vectors] = []
+        self._sums: list[Vectors] = []
         self._epoch = -1
 
     def go_to(self, epoch: int) -> None:
@@ -43,13 +78,12 @@ class GradientPath:
         if self._epoch == epoch or (self.constant and epoch):
             return
         self._epoch = epoch
-        self.vectors = self._gradients.vectors(epoch)
-        self.squares = [(found**2).sum(axis=0) for found in self.vectors]
-        self.layer_squares = np.array([found.sum() for found in self.squares])
-        if not self.constant:
-            before = self.sums or [np.zeros_like(found) for found in self.vectors]
-            self.sums = [total + found for total, found in zip(before, self.vectors, strict=True)]
-        self.sum_square = float(sum((total**2).sum() for total in (self.sums or self.vectors)))
+        vectors = self._gradients.vectors(epoch)
+        self._sums = [total + vector for total, vector in zip(self._sums or [0.0] * len(vectors), vectors, strict=True)]
+        self.vectors, self.sums = self._places.row(vectors), self._places.row(self._sums)
+        self.squares = (self.vectors**2).sum(axis=0).astype(np.float32)
+        self.layer_squares = np.array([(vector**2).sum() for vector in vectors])
+        self.sum_square = float(sum((total**2).sum() for total in self._sums))
 
     @property
     def norms(self) -> list[Vectors]:
@@ -57,80 +91,8 @@ class GradientPath:
         return self._gradients.norms(self._epoch)
 
 
-class Followed:
-    """One layer in a chunk of trials: which channels were drawn, how often, and the sum of their gradients.
-
-    Args:
-        in_channels: Input channels of the layer.
-        rgn: RGN of each.
-        trials: Trials of the chunk.
-        numbers: Numbers of a channel's gradient vector; 0 where gradients never change.
-    """
-
-    def __init__(self, in_channels: int, rgn: Vectors, trials: int, numbers: int) -> None:
-        self._size, self._trials = in_channels, trials
-        self._rows = np.arange(trials)[:, None] * (in_channels + 1)
-        self._rgn = _with_nothing(rgn).astype(np.float32)
-        self._state = np.zeros((trials, in_channels + 1), dtype=np.int32)
-        self._drawn_sum = np.zeros((numbers, trials, in_channels + 1), dtype=np.float32)
-
-    def add(self, epoch: int, channels: Channels, path: GradientPath, index: int) -> dict[str, Values]:
-        """Draw some channels, and say what that comes to in each trial.
-
-        Args:
-            epoch: The epoch.
-            channels: ``[trials, most drawn]``, padded with the layer's number of channels.
-            path: The gradients of this epoch.
-            index: The layer.
-        """
-        self._state[:, self._size] = epoch + 1  # what stands behind a trial's last channel was never new
-        drawn = channels.astype(np.int64)
-        places, flat = drawn + self._rows, self._state.reshape(-1)
-        state = flat.take(places)
-        last = state & _LAST
-        before, is_first = state - last, last == 0
-        square = _with_nothing(path.squares[index]).astype(np.float32).take(drawn)
-        number = np.count_nonzero(is_first, axis=1)
-        found = {
-            "first": number,
-            "first_rgn": np.einsum("tc,tc->t", self._rgn.take(drawn), is_first),
-            "waited": (epoch + 1) * (drawn.shape[1] - number) - last.sum(axis=1),
-            "square": square.sum(axis=1),
-        }
-        if path.constant:
-            found["aligned"] = found["square"]
-            again = np.einsum("tc,tc->t", before.astype(np.float32), square)
-            found["grown"] = found["square"] + (2.0 / _ONCE) * again
-        else:
-            found |= self._follow(places, drawn, path.vectors[index], path.sums[index])
-        flat[places] = before + np.int32(_ONCE + epoch + 1)
-        return found
-
-    def _follow(self, places: Channels, channels: Channels, vectors: Vectors, sums: Vectors) -> dict[str, Values]:
-        """What an epoch adds to the running sums' product, and to the square of the drawn gradients' sum."""
-        aligned, grown = self.pass_by(vectors), np.zeros(self._trials)
-        for number, drawn_sum in enumerate(self._drawn_sum):
-            flat = drawn_sum.reshape(-1)
-            before = flat.take(places)
-            step = _with_nothing(vectors[number]).take(channels)
-            aligned += np.einsum("tc,tc->t", step, _with_nothing(sums[number]).take(channels))
-            grown += np.einsum("tc,tc->t", step, 2.0 * before + step)
-            flat[places] = before + step
-        return {"aligned": aligned, "grown": grown}
-
-    def pass_by(self, vectors: Vectors) -> Values:
-        """What the full gradient adds to the running sums' product, whatever the epoch draws.
-
-        Args:
-            vectors: The layer's gradient in this epoch, ``[numbers, channels]``.
-        """
-        parts = zip(self._drawn_sum, vectors.astype(np.float32), strict=True)
-        found: Values = sum((drawn[:, :-1] @ vector for drawn, vector in parts), start=np.zeros(self._trials))
-        return found
-
-
 class Follower:
-    """A chunk of trials from epoch to epoch.
+    """A chunk of trials from epoch to epoch: which channels were drawn, how often, and the sum of their gradients.
 
     Args:
         plan: The plan.
@@ -139,55 +101,82 @@ class Follower:
     """
 
     def __init__(self, plan: Plan, gradients: Gradients, trials: int) -> None:
-        self._layers, self._trials = plan.table.layers, trials
+        layers = plan.table.layers
+        self._trials, self._places = trials, Places(plan)
         self._total_rgn = sum(layer_rgn(plan)) or 1.0
-        self._rgn = [
-            np.array(plan.channel_norms(index)) / layer.sample_cost for index, layer in enumerate(self._layers)
-        ]
-        self._num_channels = sum(layer.in_channels for layer in self._layers)
-        self.path = GradientPath(gradients)
-        self._followed: dict[int, Followed] = {}
+        self._rgn = self._places.row(
+            [np.array(plan.channel_norms(index)) / layer.sample_cost for index, layer in enumerate(layers)]
+        ).astype(np.float32)
+        self._num_channels = sum(layer.in_channels for layer in layers)
+        self.path = GradientPath(gradients, self._places)
+        self._rows = np.arange(trials)[:, None] * self._places.size
+        self._state = np.zeros((trials, self._places.size), dtype=np.int32)
+        numbers = 0 if gradients.constant else len(gradients.vectors(0)[0])
+        self._drawn_sum = np.zeros((numbers, trials, self._places.size), dtype=np.float32)
         self._totals = {name: np.zeros(trials) for name in ("first", "first_rgn", "aligned", "grown")}
 
     def add(self, epoch: int, draws: ChannelDraws) -> dict[str, Values]:
         """One epoch's measures, ``[trials]`` each."""
         self.path.go_to(epoch)
-        parts = [self._layer(index).add(epoch, drawn, self.path, index) for index, drawn in draws.channels.items()]
-        sums = {name: sum((part[name] for part in parts), start=np.zeros(self._trials)) for name in _SUMS}
-        sums["aligned"] += self._passed_by(draws)
+        sums = self._sums(epoch, self._places.of(draws))
         for name, total in self._totals.items():
             total += sums[name]
         full = float(self.path.layer_squares.sum())
         captured = sums["square"] / (full or 1.0)
-        repeated = draws.counts.sum(axis=1) - sums["first"]
         return {
             "channels_reached": self._totals["first"] / self._num_channels,
             "rgn_reached": self._totals["first_rgn"] / self._total_rgn,
-            "repeated_channels": repeated,
+            "repeated_channels": draws.counts.sum(axis=1) - sums["first"],
             "epochs_waited": sums["waited"],
             "captured_share": captured,
             "cosine": np.sqrt(captured),
             "running_cosine": self._running_cosine(),
         }
 
+    def _sums(self, epoch: int, drawn: Channels) -> dict[str, Values]:
+        """What the draws at some places come to in each trial; they are noted.
+
+        A place's state is how often it was drawn, in the upper half, and in which epoch last, counted from 1.
+        """
+        self._state[:, self._places.nothing] = epoch + 1  # none was never new
+        places, flat = drawn + self._rows, self._state.reshape(-1)
+        state = flat.take(places)
+        last = state & _LAST
+        before, is_first = state - last, last == 0
+        square = self.path.squares.take(drawn)
+        number = np.count_nonzero(is_first, axis=1)
+        sums = {
+            "first": number,
+            "first_rgn": np.einsum("tc,tc->t", self._rgn.take(drawn), is_first),
+            "waited": (epoch + 1) * (drawn.shape[1] - number) - last.sum(axis=1),
+            "square": square.sum(axis=1),
+        }
+        if self.path.constant:
+            sums["aligned"] = sums["square"]
+            sums["grown"] = sums["square"] + (2.0 / _ONCE) * np.einsum("tc,tc->t", before.astype(np.float32), square)
+        else:
+            sums |= self._followed(places, drawn)
+        flat[places] = before + np.int32(_ONCE + epoch + 1)
+        return sums
+
+    def _followed(self, places: Channels, drawn: Channels) -> dict[str, Values]:
+        """What an epoch adds to the running sums' product, and to the square of the drawn gradients' sum.
+
+        The full gradient goes on in what this epoch does not draw, too.
+        """
+        aligned, grown = np.zeros(self._trials), np.zeros(self._trials)
+        for vector, total, drawn_sum in zip(self.path.vectors, self.path.sums, self._drawn_sum, strict=True):
+            aligned += drawn_sum @ vector.astype(np.float32)
+            flat = drawn_sum.reshape(-1)
+            before, step = flat.take(places), vector.take(drawn)
+            aligned += np.einsum("tc,tc->t", step, total.take(drawn))
+            grown += np.einsum("tc,tc->t", step, 2.0 * before + step)
+            flat[places] = before + step
+        return {"aligned": aligned, "grown": grown}
+
     def _running_cosine(self) -> Values:
         norms = np.sqrt(np.maximum(self._totals["grown"], 0.0) * self.path.sum_square)
         return np.divide(self._totals["aligned"], norms, out=np.zeros(self._trials), where=norms > 0)
-
-    def _passed_by(self, draws: ChannelDraws) -> Values:
-        """Layers drawn before but not now: the full gradient went on there."""
-        if self.path.constant:
-            return np.zeros(self._trials)
-        left = (found for found in self._followed.items() if found[0] not in draws.channels)
-        amounts = (followed.pass_by(self.path.vectors[index]) for index, followed in left)
-        return sum(amounts, start=np.zeros(self._trials))
-
-    def _layer(self, index: int) -> Followed:
-        if index not in self._followed:
-            numbers = 0 if self.path.constant else len(self.path.vectors[index])
-            rgn = self._rgn[index]
-            self._followed[index] = Followed(self._layers[index].in_channels, rgn, self._trials, numbers)
-        return self._followed[index]
 
 
 class ObservedNorms:
@@ -205,14 +194,9 @@ class ObservedNorms:
     def see(self, draws: ChannelDraws, norms: Sequence[Vectors]) -> None:
         """Note the norms of what was drawn."""
         for index, channels in draws.channels.items():
-            found = _with_nothing(norms[index]).take(channels)
-            np.put_along_axis(self.norms[index], channels.astype(np.int64), found, axis=1)
+            seen = np.append(norms[index], 0.0).take(channels)
+            np.put_along_axis(self.norms[index], channels.astype(np.int64), seen, axis=1)
 
     def so_far(self) -> dict[int, NDArray[np.float64]]:
         """Index of a layer -> ``[trials, channels]``, ``NaN`` where a channel never trained."""
         return {index: found[:, :-1] for index, found in self.norms.items()}
-
-
-def _with_nothing(values: Vectors) -> Vectors:
-    """Values by channel, and a zero for the place behind a trial's last channel."""
-    return np.append(values, 0.0)

@@ -27,6 +27,8 @@ class Purses:
             is stored is their union, and each member of a group keeps indices of its own.
 
     Attributes:
+        nested: The same.
+        prices_are_fixed: Whether a channel costs the same whatever else was taken.
         counts: Channels taken, ``[runs, layers]``.
         stored: Channels stored, ``[runs, groups]``.
         left: Bytes not spent yet, ``[runs]``; moments of the peak that no draw brings above the budget are left out.
@@ -34,7 +36,7 @@ class Purses:
 
     def __init__(self, ledger: BatchedLedger, scope: Scope, budget_bytes: int, runs: int, *, nested: bool) -> None:
         table = ledger.table
-        self._lines, self._scope, self._nested = ledger, scope, nested
+        self._lines, self._scope, self.nested = ledger, scope, nested
         self._budget = budget_bytes
         self.prices_are_fixed = scope is Scope.UPDATE and self._lines.has_fixed_prices
         self._members = [np.flatnonzero(self._lines.group_of == group) for group in range(len(table.groups))]
@@ -59,7 +61,7 @@ class Purses:
     def least_prices(self, runs: Channels) -> Bytes:
         """The least that the next channel of each layer can cost, ``[runs asked for, layers]``."""
         counts = self.counts[runs]
-        if not (self.prices_are_fixed and self._nested):
+        if not (self.prices_are_fixed and self.nested):
             return np.broadcast_to(self._old_prices, counts.shape)
         prices = np.broadcast_to(self._new_prices, counts.shape)
         if self._shared:
@@ -87,12 +89,14 @@ class Purses:
         is_new = self._is_new(runs, layers, channels)
         how_many = self._fitting if self.prices_are_fixed else self._weighed
         taken = how_many(runs, layers, is_new)
-        is_taken = (np.arange(layers.shape[1]) < taken[:, None]) & (layers >= 0)
+        most = int(taken.max(initial=0))
+        layers, is_new = layers[:, :most], is_new[:, :most]
+        is_taken = (np.arange(most) < taken[:, None]) & (layers >= 0)
         counts, stored, indexed = self._after(runs, layers, is_new, is_taken)
         self.counts[runs], self.stored[runs] = counts, stored
         if not self.prices_are_fixed:
             self.left[runs] = self._budget - self._costs(counts, stored, indexed)
-        if self._shared and not self._nested and channels is not None:
+        if self._shared and not self.nested and channels is not None:
             rows, places = np.nonzero(is_taken)
             keys = self._first_key[self._lines.group_of[layers[rows, places]]] + channels[rows, places]
             self._is_stored[runs[rows], keys] = True
@@ -136,7 +140,7 @@ class Purses:
         if not self._shared:
             return is_new
         groups = np.append(self._lines.group_of, len(self._members)).take(layers)
-        if not self._nested and channels is not None:
+        if not self.nested and channels is not None:
             keys = self._first_key[groups] + np.where(layers < 0, 0, channels)
             known = np.pad(self._is_stored[runs], ((0, 0), (0, 1)), constant_values=True)
             rows = np.arange(len(runs))[:, None]
@@ -153,7 +157,7 @@ class Purses:
     def _after(self, runs: Channels, layers: Channels, is_new: Flags, is_taken: Flags) -> tuple[Bytes, Bytes, Bytes]:
         """Counts, channels stored and indices kept after some of the channels wanted."""
         counts = self.counts[runs] + counted(layers, is_taken, len(self._lines.table.layers))
-        if self._nested:
+        if self.nested:
             stored = self._lines.most_of_groups(counts)
             return counts, stored, stored
         groups = np.append(self._lines.group_of, 0).take(layers)

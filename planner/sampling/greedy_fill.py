@@ -82,9 +82,10 @@ class Filling:
             wanted = self.pool.layers.take(block)
             if not fixed:
                 wanted = np.where(self.is_open[runs[:, None], wanted], wanted, -1)
-            opened = np.count_nonzero(self.purses.counts[runs], axis=1)
-            taken = self.purses.take(runs, wanted, self.pool.channels.take(block))
-            self._note(runs, np.where(wanted < 0, -1, block), taken)
+                block = np.where(wanted < 0, -1, block)
+                opened = np.count_nonzero(self.purses.counts[runs], axis=1)
+            taken = self.purses.take(runs, wanted, None if self.purses.nested else self.pool.channels.take(block))
+            self._note(runs, block, taken)
             if not fixed:
                 has_opened = np.count_nonzero(self.purses.counts[runs], axis=1) > opened
                 self.is_open[runs[has_opened]] = self._may_open
@@ -143,17 +144,12 @@ class Filling:
             keys |= np.arange(places.shape[1]) << 24
         keys.sort(axis=1)
         most, sizes = counts.max(axis=0), np.bincount(self.pool.layers[:-1], minlength=counts.shape[1])
-        table = np.empty((len(counts), int(most.sum()) + 1), dtype=np.uint16 if sizes.max() < 2**16 else np.uint32)
-        table[:, :-1] = np.repeat(sizes, most)
-        # From places in a run's keys to places in the table: each layer moves as a whole.
-        shifts = np.cumsum(most) - most - (np.cumsum(counts, axis=1) - counts)
-        shifts += np.arange(len(counts))[:, None] * table.shape[1]
-        is_held = keys < 2**62
-        held = keys[is_held]
-        at = (held >> 48) + np.repeat(np.arange(len(counts)) * counts.shape[1], counts.sum(axis=1))
-        columns = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)[is_held]
-        table.reshape(-1)[shifts.reshape(-1).take(at) + columns] = held & 0xFFFFFF
+        table = np.empty((len(counts), int(most.sum())), dtype=np.uint16 if sizes.max() < 2**16 else np.uint32)
+        table[:] = np.repeat(sizes, most)
         starts = np.cumsum(most) - most
+        within = np.arange(table.shape[1]) - np.repeat(starts, most)
+        # A run's keys stand in the table's order already: by layer.
+        table[within < np.repeat(counts, most, axis=1)] = keys[keys < 2**62] & 0xFFFFFF
         return {index: table[:, starts[index] : starts[index] + most[index]] for index in np.flatnonzero(most).tolist()}
 
 
