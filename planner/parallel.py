@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, Final, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from trady.planner.errors import TradyError
 
 Item = TypeVar("Item")
@@ -39,19 +41,36 @@ def in_processes(
         yield from map(work, items)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" and not anew else "spawn")
-    pool = ProcessPoolExecutor(number, mp_context=context)
+    pool = ProcessPoolExecutor(number, context, _start, (work, None if anew else 1))
 
     def submit(item: Item) -> Future[Result]:
         with warnings.catch_warnings():
             # The children run numpy alone, which is made for it.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            return pool.submit(work, item)
+            return pool.submit(_work_on, item)
 
     waiting: deque[Future[Result]] = deque()
     try:
         yield from _in_order(items, submit, Future.result, waiting, _AHEAD * number)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+#: What this worker does with each item: handed over once, and by a fork not even copied.
+_work: Callable[[Any], Any] | None = None
+
+
+def _start(work: Callable[[Any], Any], threads: int | None) -> None:
+    """Take over the work; matrix products on so many threads, for every processor has a worker of its own."""
+    global _work
+    _work = work
+    threadpool_limits(threads)
+
+
+def _work_on(item: Any) -> Any:
+    if _work is None:
+        raise RuntimeError("A worker was not given its work.")
+    return _work(item)
 
 
 def on_ray(work: Callable[[Item], Result], items: Iterable[Item], address: str | None) -> Generator[Result, None, None]:

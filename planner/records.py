@@ -17,7 +17,7 @@ Whole = Annotated[int, Field(ge=1)]
 class Record(BaseModel):
     """Base of everything stored in a file: no unknown fields, no silent conversions, no changes."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 @dataclass(frozen=True)

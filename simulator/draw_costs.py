@@ -1,5 +1,7 @@
 """What a chunk of trials costs in one epoch: bytes by line of the ledger, sparsities and multiply-adds."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trady.planner.ledger import SCOPE_LINES, BatchedLedger, Bytes
@@ -29,15 +31,24 @@ class Costs:
             self._widths[layer.group] = layer.in_channels
         self._known: tuple[bytes, dict[str, Values]] = b"", {}
 
-    def of(self, draws: ChannelDraws) -> dict[str, Values]:
-        """Measures and lines of one epoch, ``[trials]`` each; draws that all cost the same are priced once."""
-        amounts = np.concatenate([draws.counts, draws.stored, draws.indexed], axis=1)
-        if not (amounts == amounts[0]).all():
-            return self._priced(draws.counts, draws.stored, draws.indexed)
-        key = amounts[0].tobytes()
-        if key != self._known[0]:
-            self._known = key, self._priced(draws.counts[:1], draws.stored[:1], draws.indexed[:1])
-        return {name: np.broadcast_to(values, (len(amounts),)) for name, values in self._known[1].items()}
+    def of(self, epochs: Sequence[ChannelDraws]) -> dict[str, Values]:
+        """Measures and lines of some epochs, ``[trials, epochs]`` each; draws that all cost the same are priced once.
+
+        Args:
+            epochs: At least one, of the same trials.
+        """
+        counts, stored, indexed = (
+            np.concatenate([getattr(draws, name) for draws in epochs]) for name in ("counts", "stored", "indexed")
+        )
+        amounts = np.concatenate([counts, stored, indexed], axis=1)
+        if (amounts == amounts[0]).all():
+            key = amounts[0].tobytes()
+            if key != self._known[0]:
+                self._known = key, self._priced(counts[:1], stored[:1], indexed[:1])
+            shape = len(epochs[0].counts), len(epochs)
+            return {name: np.broadcast_to(values, shape) for name, values in self._known[1].items()}
+        prices = self._priced(counts, stored, indexed)
+        return {name: values.reshape(len(epochs), -1).T for name, values in prices.items()}
 
     def _priced(self, counts: Bytes, stored: Bytes, indexed: Bytes) -> dict[str, Values]:
         lines = self._lines.all_lines(counts, stored, indexed)

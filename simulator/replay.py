@@ -31,6 +31,8 @@ _MOST_TRIALS, _FEWEST_TRIALS = 500, 8
 #: Trials that are worth a process of their own, and the multiple of chunks that keeps 2 or 4 processors equally busy.
 _FEWEST_SHARED: Final = 50
 _SHARES: Final = 4
+#: Epochs whose draws are priced together.
+_PRICED_AT_ONCE: Final = 8
 #: Trials that the quantiles are taken over: means and errors are of all.
 _BAND_TRIALS: Final = 4000
 
@@ -83,7 +85,8 @@ def simulate(
     gathered = Gathered(_BAND_TRIALS)
     counts = np.zeros(len(plan.table.layers))
     squares: Values = np.zeros((number, len(plan.table.layers)))
-    for chunk in in_processes(partial(_replay, planned, found, number), _chunks(planned, found, trials, seed), workers):
+    replay = partial(_replay, planned, BatchedLedger(planned.table).prepared(), found, number)
+    for chunk in in_processes(replay, _chunks(planned, found, trials, seed), workers):
         gathered.add(chunk.values)
         counts += chunk.counts
         squares = chunk.squares
@@ -108,17 +111,22 @@ class _Chunk:
     squares: Values
 
 
-def _replay(plan: Plan, gradients: Gradients, epochs: int, seeds: Sequence[int]) -> _Chunk:
-    ledger = BatchedLedger(plan.table)
+def _replay(plan: Plan, ledger: BatchedLedger, gradients: Gradients, epochs: int, seeds: Sequence[int]) -> _Chunk:
     follower, costs = Follower(plan, gradients, len(seeds)), Costs(plan, ledger)
     counts = np.zeros(len(plan.table.layers))
-    rows, squares = [], []
+    followed, priced, squares = [], [], []
+    pending: list[ChannelDraws] = []
     for draws in _draws(plan, ledger, follower, epochs, seeds):
-        rows.append(follower.add(draws.epoch, draws) | costs.of(draws))
+        followed.append(follower.add(draws.epoch, draws))
         counts += draws.counts.sum(axis=0)
-        found = follower.path.layer_squares
-        squares.append(found / (found.sum() or 1.0))
-    values = {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
+        layer_squares = follower.path.layer_squares
+        squares.append(layer_squares / (layer_squares.sum() or 1.0))
+        pending.append(draws)
+        if len(pending) == _PRICED_AT_ONCE or len(followed) == epochs:
+            priced.append(costs.of(pending))
+            pending = []
+    values = {name: np.stack([row[name] for row in followed], axis=1) for name in followed[0]}
+    values |= {name: np.concatenate([part[name] for part in priced], axis=1) for name in priced[0]}
     return _Chunk(values, counts, np.array(squares))
 
 

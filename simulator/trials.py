@@ -43,7 +43,8 @@ class Places:
         first = np.repeat(
             [self._first[index] for index in draws.channels], [drawn.shape[1] for drawn in draws.channels.values()]
         )
-        return np.concatenate(list(draws.channels.values()), axis=1).astype(np.int64) + first
+        places: Channels = np.concatenate(list(draws.channels.values()), axis=1).astype(np.int64) + first
+        return places
 
     def row(self, by_layer: Sequence[Vectors]) -> Vectors:
         """Numbers of all layers' channels ``[..., channels]`` in one row ``[..., places]``, zeros for none."""
@@ -79,7 +80,8 @@ class GradientPath:
             return
         self._epoch = epoch
         vectors = self._gradients.vectors(epoch)
-        self._sums = [total + vector for total, vector in zip(self._sums or [0.0] * len(vectors), vectors, strict=True)]
+        before = self._sums or [np.zeros_like(vector) for vector in vectors]
+        self._sums = [total + vector for total, vector in zip(before, vectors, strict=True)]
         self.vectors, self.sums = self._places.row(vectors), self._places.row(self._sums)
         self.squares = (self.vectors**2).sum(axis=0).astype(np.float32)
         self.layer_squares = np.array([(vector**2).sum() for vector in vectors])

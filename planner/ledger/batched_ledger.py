@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -22,6 +23,12 @@ class BatchedLedger(BatchedLines):
     def peak_model(self) -> PeakModel:
         """Every moment of the step; only of a table that knows lifetimes."""
         return PeakModel(self)
+
+    def prepared(self) -> Self:
+        """The same with every moment of the peak at hand, for processes to share."""
+        if self.table.gradient_storages is not None:
+            _ = self.peak_model
+        return self
 
     def all_lines(self, counts: Bytes, stored: Bytes | None = None, indexed: Bytes | None = None) -> dict[str, Bytes]:
         """:meth:`lines` and, where the peak is known, the workspace, with which the lines add up to it."""

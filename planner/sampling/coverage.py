@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from math import fsum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from trady.planner.ledger import CostTable
+if TYPE_CHECKING:
+    from trady.planner.ledger import CostTable
 
 #: Draws the solver's value looks ahead: the further, the more layers share the budget. On real networks and data 4 and
 #: 16 are near each other, 64 is behind (docs/accuracy.md).
@@ -33,7 +34,7 @@ def waiting_mass(share: float, epoch: int) -> float:
 
 
 def covered_shares(
-    amounts: Sequence[float], table: CostTable, counts: Sequence[int], horizon: float
+    amounts: Sequence[float], table: "CostTable", counts: Sequence[int], horizon: float
 ) -> tuple[float, ...]:
     """What so many draws can be expected to reach of each layer's amount, as shares of all layers' amounts.
 
