@@ -34,6 +34,7 @@ from trady.planner.costs import build_cost_table
 from trady.planner.errors import TracingError
 from trady.planner.ledger import BatchedLedger
 from trady.planner.models import (
+    StepOptions,
     call_model,
     input_tensors,
     map_tensors,
@@ -45,7 +46,7 @@ from trady.planner.models import (
 from trady.planner.options import NormMode, OptimizerKind, Scope
 from trady.planner.priorities import uniform_priorities
 from trady.planner.solver import Limits, solve
-from trady.planner.tracing import Capture, FakeModel, Recordings, StepSettings, trace
+from trady.planner.tracing import Capture, FakeModel, Recordings, trace
 
 BUDGET_BYTES: Final = 256_000
 #: Of a gradient, relative to the largest entry: float32 sums in another order.
@@ -175,7 +176,7 @@ def norm_modes(model: nn.Module) -> tuple[NormMode, ...]:
 
 def judge(model: nn.Module, inputs: Any, norm: NormMode) -> dict[str, Any]:
     """Predicted and real saved bytes by batch size."""
-    fake = FakeModel(model, StepSettings(norm=norm))
+    fake = FakeModel(model, StepOptions(norm=norm))
     recordings = Recordings({size: _captured(fake, inputs, size) for size in TRACED})
     return {str(size): judge_at(model, inputs, norm, recordings, size) for size in JUDGED}
 

@@ -1,6 +1,6 @@
 """The closed sets of choices a plan is made from; public functions also take their values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -98,3 +98,19 @@ def choose(kind: type[Choice], value: str, subject: str) -> Choice:
 def read_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
     """Patterns as a tuple; a text is one pattern."""
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def check_keywords(function: str, given: Mapping[str, object], known: type) -> None:
+    """Refuse what a function does not take, as Python itself does for arguments by name.
+
+    Args:
+        function: Name of the function.
+        given: Its keyword arguments.
+        known: The ``TypedDict`` of those it takes (PEP 692).
+
+    Raises:
+        TypeError: One is unknown.
+    """
+    unknown = given.keys() - known.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{function}() got an unexpected keyword argument {min(unknown)!r}")

@@ -1,11 +1,13 @@
 """What everything that is stored is made of, and everything that is asked for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from trady.planner.errors import PlanError
 from trady.planner.options import choose
 
 #: A whole number of things, 0 or more.
@@ -18,6 +20,18 @@ class Record(BaseModel):
     """Base of everything stored in a file: no unknown fields, no silent conversions, no changes."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """From values as a user gives them; those of other records are passed over.
+
+        Raises:
+            PlanError: A value is not what its field takes; all such values are named.
+        """
+        try:
+            return cls(**{name: value for name, value in values.items() if name in cls.model_fields})
+        except ValidationError as error:
+            raise PlanError(problems_of(error)) from error
 
 
 @dataclass(frozen=True)

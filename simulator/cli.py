@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import click
 from rich.console import Console
 
-from trady.planner.cli import CONTEXT, errors_told, output_path, read_scheme, tell_written
+from trady.planner.cli import CONTEXT, errors_told, options_of, output_path, read_scheme, taken, tell_written
 from trady.planner.errors import PlanError, StrategyError
 from trady.planner.options import Strategy, choose
+from trady.planner.records import Option, Record
+from trady.simulator.simulation_options import SimulationOptions
 
 if TYPE_CHECKING:
     from trady.planner.plan import Plan
@@ -24,17 +26,42 @@ if TYPE_CHECKING:
 _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
 
 
+class ViewOptions(Record):
+    """What is drawn of a replay, and where to."""
+
+    plot: Annotated[Path | None, Option("Draw the replay, epoch by epoch (.png, .svg).", type=output_path())] = None
+    timeline: Annotated[
+        Path | None, Option("Draw the bytes over one training step (.png, .svg).", type=output_path())
+    ] = None
+    html: Annotated[
+        Path | None, Option("Show the replay as one page that opens offline (.html).", type=output_path())
+    ] = None
+    figures: Annotated[
+        Path | None,
+        Option("Folder for the paper's observations.", type=click.Path(file_okay=False, path_type=Path)),
+    ] = None
+
+    def check(self) -> None:
+        """Fail before the work, not after it."""
+        from trady.planner.reports import check_figure_path, check_page_path
+
+        figures = self.figures
+        folder = None if figures is None else (figures if figures.is_dir() else figures.parent) / "figure.png"
+        for path in (self.plot, self.timeline, folder):
+            if path is not None:
+                check_figure_path(path)
+        if self.html is not None:
+            check_page_path(self.html)
+
+
 @click.command("trady-simulate", context_settings=CONTEXT)
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option(
     "--policy", metavar="NAMES", help="Strategies to replay at the plan's budget, with commas.  [default: its]"
 )
-@click.option("--epochs", type=int, help="Epochs to replay.  [default: the plan's, or the recording's]")
-@click.option("--trials", type=int, default=1000, help="Runs to replay, with seeds from --seed on.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the first run.")
+@options_of(SimulationOptions)
 @click.option("--scheme", metavar="NAME_OR_JSON", help="For su: mbv2-49kb..., or a JSON file of layer: ratio.")
 @click.option("--gradients", type=click.Choice(_GRADIENTS), default="calibrated", help="What the full gradient is.")
-@click.option("--tail-index", type=float, help="Alpha of heavy-tailed gradients.  [default: the calibration's]")
 @click.option(
     "--trace",
     "traces",
@@ -42,13 +69,7 @@ _GRADIENTS: Final = ["calibrated", "heavy-tailed"]
     type=click.Path(path_type=Path),
     help="Recorded gradients (trady-profile --record): the first is replayed, --figures compares all.",
 )
-@click.option("--plot", type=output_path(), help="Draw the replay, epoch by epoch (.png, .svg).")
-@click.option("--timeline", type=output_path(), help="Draw the bytes over one training step (.png, .svg).")
-@click.option("--html", type=output_path(), help="Show the replay as one page that opens offline (.html).")
-@click.option(
-    "--figures", type=click.Path(file_okay=False, path_type=Path), help="Folder for the paper's observations."
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one for each processor]")
+@options_of(ViewOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 def simulate_command(
     plan: Path,
@@ -56,10 +77,6 @@ def simulate_command(
     scheme: str | None,
     gradients: str,
     traces: tuple[Path, ...],
-    plot: Path | None,
-    timeline: Path | None,
-    html: Path | None,
-    figures: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -70,8 +87,8 @@ def simulate_command(
     Example: trady-simulate plan.json --policy solver,trady,s-topk-random --trials 1000 --plot replay.png
     """
     with errors_told():
-        _check_figures(plot, timeline, figures)
-        _check_page(html)
+        wanted = taken(ViewOptions, options)
+        wanted.check()
         from trady.planner.sampling import load_plan
 
         loaded = load_plan(plan)
@@ -80,7 +97,7 @@ def simulate_command(
         followed = recordings[0] if recordings else gradients
         reports = _replays(loaded, policies, read_scheme(scheme), gradients=followed, **options)
         views = _Views(loaded, recordings, options["seed"])
-        written = _draw(reports, views, plot, timeline, figures) + _write_page(reports, views, html)
+        written = _draw(reports, views, wanted)
         if as_json:
             click.echo(json.dumps(views.as_json(reports), indent=1))
         else:
@@ -88,23 +105,6 @@ def simulate_command(
 
             Console().print(simulation_report(reports))
         tell_written(*written)
-
-
-def _check_figures(plot: Path | None, timeline: Path | None, figures: Path | None) -> None:
-    """Fail before the work, not after it."""
-    from trady.planner.reports import check_figure_path
-
-    folder = None if figures is None else (figures if figures.is_dir() else figures.parent) / "figure.png"
-    for path in (plot, timeline, folder):
-        if path is not None:
-            check_figure_path(path)
-
-
-def _check_page(html: Path | None) -> None:
-    from trady.planner.reports import check_page_path
-
-    if html is not None:
-        check_page_path(html)
 
 
 def _policies(policy: str | None, scheme: str | None, plan: "Plan") -> list[Strategy]:
@@ -176,38 +176,29 @@ class _Views:
         }
 
 
-def _draw(
-    reports: Sequence["SimulationReport"],
-    views: _Views,
-    plot: Path | None,
-    timeline: Path | None,
-    figures: Path | None,
-) -> list[Path]:
+def _draw(reports: Sequence["SimulationReport"], views: _Views, wanted: ViewOptions) -> list[Path]:
+    """Every view that was asked for."""
     written: list[Path] = []
-    if plot is not None:
+    if wanted.plot is not None:
         from trady.simulator.figures import plot_replay
 
-        plot_replay(reports, plot)
-        written.append(plot)
-    if timeline is not None:
+        plot_replay(reports, wanted.plot)
+        written.append(wanted.plot)
+    if wanted.timeline is not None:
         from trady.simulator.timeline_figures import plot_timeline
 
-        plot_timeline(views.timeline, timeline)
-        written.append(timeline)
-    if figures is not None:
+        plot_timeline(views.timeline, wanted.timeline)
+        written.append(wanted.timeline)
+    if wanted.figures is not None:
         from trady.simulator.observation_figures import draw_observations
 
-        written += draw_observations(views.observations, figures)
+        written += draw_observations(views.observations, wanted.figures)
+    if wanted.html is not None:
+        from trady.simulator.pages import write_replay_page
+
+        write_replay_page(reports, views.known_timeline, wanted.html)
+        written.append(wanted.html)
     return written
-
-
-def _write_page(reports: Sequence["SimulationReport"], views: _Views, html: Path | None) -> list[Path]:
-    if html is None:
-        return []
-    from trady.simulator.pages import write_replay_page
-
-    write_replay_page(reports, views.known_timeline, html)
-    return [html]
 
 
 @contextmanager

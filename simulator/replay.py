@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 import numpy as np
 
 from trady.planner.errors import PlanError
 from trady.planner.ledger import BatchedLedger, Lines
-from trady.planner.options import Strategy
+from trady.planner.options import Strategy, check_keywords
 from trady.planner.parallel import in_processes
 from trady.planner.plan import Plan
 from trady.planner.planning import replan
@@ -19,6 +19,7 @@ from trady.simulator.closed_forms import closed_forms
 from trady.simulator.draw_costs import Costs
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
 from trady.simulator.results import MEASURES, Series, SimulationReport
+from trady.simulator.simulation_options import SimulationKeywords, SimulationOptions
 from trady.simulator.streaming_statistics import Gathered, Values, band
 from trady.simulator.trials import MOST_EPOCHS, Follower, ObservedNorms, Places
 
@@ -41,14 +42,10 @@ def simulate(
     plan: Plan,
     *,
     policy: Strategy | str | None = None,
-    epochs: int | None = None,
-    trials: int = 1000,
-    seed: int = 0,
     gradients: "str | Gradients | GradientRecording" = CalibratedGradients.name,
-    tail_index: float | None = None,
     scheme: Mapping[str, float] | str | None = None,
-    workers: int | None = None,
     progress: Callable[[int], None] | None = None,
+    **options: Unpack[SimulationKeywords],
 ) -> SimulationReport:
     """Replay the draws of a plan: what they touch, when, at what cost, and how good the gradient is they follow.
 
@@ -58,42 +55,38 @@ def simulate(
     Args:
         plan: The plan.
         policy: Another strategy to replay at the same budget; the plan's own by default.
-        epochs: Epochs to replay; the plan's by default, or the recording's.
-        trials: Runs to replay.
-        seed: Seed of the first run.
         gradients: What the full gradient is: ``"calibrated"`` (the plan's norms, every epoch the same),
             ``"heavy-tailed"`` (noise of their size), or a recording of a real fine-tuning.
-        tail_index: Alpha of the heavy-tailed noise; the calibration's by default.
         scheme: Static scheme of policy ``su``: layer name -> ratio, or a published name.
-        workers: Processes; one for each processor by default.
         progress: Called with the number of trials done.
-
-    Raises:
-        PlanError: Epochs or trials out of range, gradients unknown or of another model.
+        **options: ``epochs``: epochs to replay; the plan's by default, or the recording's.
+            ``trials``: runs to replay, 1000 by default. ``seed``: seed of the first run.
+            ``tail_index``: alpha of the heavy-tailed noise; the calibration's by default.
+            ``workers``: processes; one for each processor by default.
 
     Error:
+        TypeError: A keyword is unknown.
+        PlanError: Epochs or trials out of range, gradients unknown or of another model.
         StrategyError: The policy is unknown or its scheme does not fit the model.
         BudgetError: The budget trains nothing under this policy.
     """
-    found = _gradients(plan, gradients, tail_index, seed)
-    number = _epochs(plan, epochs, found)
-    if trials < 1:
-        raise PlanError(f"Trials must be 1 or more, got {trials}.")
-    if seed < 0:
-        raise PlanError(f"Seed must be 0 or more, got {seed}.")
+    check_keywords("simulate", options, SimulationKeywords)
+    asked = SimulationOptions.read(options)
+    found = _gradients(plan, gradients, asked.tail_index, asked.seed)
+    number = _epochs(plan, asked.epochs, found)
     planned = replan(plan, policy or plan.strategy.name, scheme)
     gathered = Gathered(_BAND_TRIALS)
     counts = np.zeros(len(plan.table.layers))
     squares: Values = np.zeros((number, len(plan.table.layers)))
     replay = partial(_replay, planned, BatchedLedger(planned.table).prepared(), found, number)
-    for chunk in in_processes(replay, _chunks(planned, found, trials, seed), workers):
+    for chunk in in_processes(replay, _chunks(planned, found, asked.trials, asked.seed), asked.workers):
         gathered.add(chunk.values)
         counts += chunk.counts
         squares = chunk.squares
         if progress is not None:
             progress(gathered.trials)
-    theory = closed_forms(planned, counts / trials / number, squares)
-    return _report(planned, found, gathered, theory, seed)
+    theory = closed_forms(planned, counts / asked.trials / number, squares)
+    return _report(planned, found, gathered, theory, asked.seed)
 
 
 @dataclass(frozen=True)

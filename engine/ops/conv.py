@@ -1,6 +1,7 @@
 """Convolutions that keep the drawn input channels only, and frozen ones that keep nothing but their weight."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from trady.engine.ops.redirecting import (
     Bindings,
     Handler,
+    Pick,
     autocast_type,
     cast_for_autocast,
     each_dimension,
@@ -51,6 +53,13 @@ class _PlainConvolution(torch.autograd.Function):
         return to_input, to_weight, to_bias, None
 
 
+class _Drawing(NamedTuple):
+    """How a drawn layer convolves, and how it finds its channels in what is stored."""
+
+    how: Convolution
+    pick: Pick
+
+
 class _DrawnConvolution(torch.autograd.Function):
     """A convolution that trains the drawn input channels of its weight."""
 
@@ -61,16 +70,16 @@ class _DrawnConvolution(torch.autograd.Function):
         compact: Tensor,
         bias: Tensor | None,
         weight: Tensor,
-        how: Convolution,
         stored: Tensor | None,
         index: Tensor,
-        pick: Any,
+        drawing: _Drawing,
     ) -> Tensor:
         """Run it with the whole weight; keep the stored channels."""
-        ctx.how, ctx.input_size, ctx.pick = how, inputs.shape[2:], pick
+        ctx.how, ctx.pick = drawing
+        ctx.input_size = inputs.shape[2:]
         ctx.in_channels, ctx.slice_shape, ctx.slice_dtype = inputs.shape[1], compact.shape, compact.dtype
         ctx.save_for_backward(weight, inputs if stored is None else stored, index)
-        return _run(how, inputs, weight, bias)
+        return _run(ctx.how, inputs, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -89,7 +98,7 @@ class _DrawnConvolution(torch.autograd.Function):
             to_bias = bias_gradient(grad, 1).to(ctx.slice_dtype)
         if ctx.needs_input_grad[0]:
             to_input = conv_input_gradient(grad, weight.to(grad.dtype), ctx.input_size, ctx.how)
-        return to_input, to_slice, to_bias, None, None, None, None, None
+        return to_input, to_slice, to_bias, None, None, None, None
 
 
 def _run(how: Convolution, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +122,7 @@ def _convolve_batch(
     if drawn is not None:
         kept = bindings.keep(drawn, inputs, 1)
         result: Tensor = _DrawnConvolution.apply(
-            inputs, drawn.compact, bias, weight, how, kept.tensor, kept.index, kept.pick
+            inputs, drawn.compact, bias, weight, kept.tensor, kept.index, _Drawing(how, kept.pick)
         )
         return result
     if bindings.is_always_trained(weight):
@@ -139,67 +148,73 @@ def _padded(inputs: Tensor, weight: Tensor, padding: Any, dilation: tuple[int, .
     return inputs, tuple(total // 2 for total in totals)
 
 
+class _ConvCall(NamedTuple):
+    """Arguments of ``conv1d`` to ``conv3d``, named and defaulted as PyTorch's."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int | Sequence[int] = 1
+    padding: str | int | Sequence[int] = 0
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
+
+
+class _TransposedCall(NamedTuple):
+    """Arguments of ``conv_transpose1d`` to ``conv_transpose3d``."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int | Sequence[int] = 1
+    padding: int | Sequence[int] = 0
+    output_padding: int | Sequence[int] = 0
+    groups: int = 1
+    dilation: int | Sequence[int] = 1
+
+
 def _conv(dims: int) -> Handler:
-    def handle(
-        bindings: Bindings,
-        func: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        steps, spread = each_dimension(stride, dims), each_dimension(dilation, dims)
-        inputs, pads = _padded(input, weight, padding, spread)
-        how = Convolution(steps, pads, spread, False, (0,) * dims, groups)
-        return _convolve(bindings, inputs, weight, bias, how)
+    def handle(bindings: Bindings, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        call = _ConvCall(*args, **kwargs)
+        steps, spread = each_dimension(call.stride, dims), each_dimension(call.dilation, dims)
+        inputs, pads = _padded(call.input, call.weight, call.padding, spread)
+        how = Convolution(steps, pads, spread, False, (0,) * dims, call.groups)
+        return _convolve(bindings, inputs, call.weight, call.bias, how)
 
     return handle
 
 
 def _conv_transpose(dims: int) -> Handler:
-    def handle(
-        bindings: Bindings,
-        func: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        dilation: Any = 1,
-    ) -> Tensor:
-        how = Convolution(
-            each_dimension(stride, dims),
-            each_dimension(padding, dims),
-            each_dimension(dilation, dims),
-            True,
-            each_dimension(output_padding, dims),
-            groups,
+    def handle(bindings: Bindings, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        call = _TransposedCall(*args, **kwargs)
+        steps, pads, spread, more = (
+            each_dimension(value, dims) for value in (call.stride, call.padding, call.dilation, call.output_padding)
         )
-        return _convolve(bindings, input, weight, bias, how)
+        how = Convolution(steps, pads, spread, True, more, call.groups)
+        return _convolve(bindings, call.input, call.weight, call.bias, how)
 
     return handle
 
 
-def _convolution(
-    bindings: Bindings,
-    func: Any,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Tensor:
-    how = Convolution(tuple(stride), tuple(padding), tuple(dilation), transposed, tuple(output_padding), groups)
-    return _convolve_batch(bindings, input, weight, bias, how)
+class _AnyCall(NamedTuple):
+    """Arguments of ``torch.convolution``."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
+
+
+def _convolution(bindings: Bindings, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    call = _AnyCall(*args, **kwargs)
+    steps, pads, spread, more = map(tuple, (call.stride, call.padding, call.dilation, call.output_padding))
+    how = Convolution(steps, pads, spread, call.transposed, more, call.groups)
+    return _convolve_batch(bindings, call.input, call.weight, call.bias, how)
 
 
 HANDLERS: Final[dict[Any, Handler]] = {

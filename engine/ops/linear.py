@@ -1,14 +1,14 @@
 """Matrix products with a weight: linear layers, ``addmm``, GPT-2's Conv1D, packed attention projections."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trady.engine.ops.redirecting import Bindings, Handler, autocast_type, cast_for_autocast, is_differentiable
+from trady.engine.ops.redirecting import Bindings, Handler, Pick, autocast_type, cast_for_autocast, is_differentiable
 from trady.planner.lean import bias_gradient
 
 _aten: Final = torch.ops.aten
@@ -42,6 +42,14 @@ class _CastProduct(torch.autograd.Function):
         return to_input, to_right, to_bias, None
 
 
+class _Drawing(NamedTuple):
+    """How a drawn layer multiplies, along which dimension channels run in its slice, and how it finds them."""
+
+    product: Product
+    channel_dim: int
+    pick: Pick
+
+
 class _DrawnProduct(torch.autograd.Function):
     """A product that trains the drawn input channels of its weight."""
 
@@ -52,14 +60,13 @@ class _DrawnProduct(torch.autograd.Function):
         compact: Tensor,
         bias: Tensor | None,
         right: Tensor,
-        product: Product,
         stored: Tensor | None,
         index: Tensor,
-        pick: Any,
-        channel_dim: int,
+        drawing: _Drawing,
     ) -> Tensor:
         """Run it with the whole weight; keep the stored channels."""
-        ctx.pick, ctx.channel_dim, ctx.slice_dtype = pick, channel_dim, compact.dtype
+        product, ctx.channel_dim, ctx.pick = drawing
+        ctx.slice_dtype = compact.dtype
         ctx.save_for_backward(right, inputs if stored is None else stored, index)
         return product(inputs, right, bias)
 
@@ -81,7 +88,7 @@ class _DrawnProduct(torch.autograd.Function):
             to_bias = bias_gradient(grad, grad.dim() - 1).to(ctx.slice_dtype)
         if ctx.needs_input_grad[0]:
             to_input = grad.matmul(right.to(grad.dtype).t())
-        return to_input, to_slice, to_bias, None, None, None, None, None, None
+        return to_input, to_slice, to_bias, None, None, None, None
 
 
 def _multiply(
@@ -93,9 +100,8 @@ def _multiply(
         layer, compact = found
         inputs = cast_for_autocast(inputs)
         kept = bindings.keep(layer, inputs, inputs.dim() - 1)
-        result: Tensor = _DrawnProduct.apply(
-            inputs, compact, bias, right, product, kept.tensor, kept.index, kept.pick, layer.channel_dim
-        )
+        drawing = _Drawing(product, layer.channel_dim, kept.pick)
+        result: Tensor = _DrawnProduct.apply(inputs, compact, bias, right, kept.tensor, kept.index, drawing)
         return result
     if bindings.is_always_trained(weight):
         inputs = bindings.keep_for_always_trained(inputs)

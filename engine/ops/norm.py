@@ -1,6 +1,6 @@
 """Batch norm with frozen statistics and affine: an elementwise scale that keeps nothing."""
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,39 +40,47 @@ class _FrozenBatchNorm(torch.autograd.Function):
         return grads[0] * scale.to(grads[0].dtype).view(shape), None, None, None, None, None
 
 
-def _batch_norm(
-    _: Any,
-    func: Any,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    trained = any(affine is not None and affine.requires_grad for affine in (weight, bias))
-    if training or trained or running_mean is None or running_var is None or not is_differentiable(input):
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    result: Tensor = _FrozenBatchNorm.apply(input, running_mean, running_var, weight, bias, eps)
+class _NormCall(NamedTuple):
+    """Arguments of ``F.batch_norm``, named and defaulted as PyTorch's."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+class _AtenCall(NamedTuple):
+    """Arguments of ``torch.batch_norm``."""
+
+    input: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+    cudnn_enabled: bool = True
+
+
+def _batch_norm(_: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    call = _NormCall(*args, **kwargs)
+    trained = any(affine is not None and affine.requires_grad for affine in (call.weight, call.bias))
+    no_statistics = call.running_mean is None or call.running_var is None
+    if call.training or trained or no_statistics or not is_differentiable(call.input):
+        return F.batch_norm(*call)
+    result: Tensor = _FrozenBatchNorm.apply(*call[:5], call.eps)
     return result
 
 
-def _aten_batch_norm(
-    _: Any,
-    func: Any,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> Tensor:
-    return _batch_norm(_, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
+def _aten_batch_norm(_: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    named = _AtenCall(*args, **kwargs)._asdict()
+    named.pop("cudnn_enabled")
+    return _batch_norm(_, func, **named)
 
 
 HANDLERS: Final[dict[Any, Handler]] = {

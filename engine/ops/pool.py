@@ -1,7 +1,7 @@
 """Pooling: the maximum's position inside its window in one byte, averages keep nothing but shapes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,35 +84,50 @@ def _stride(stride: int | Sequence[int] | None, kernel: tuple[int, ...]) -> tupl
     return each_dimension(stride, len(kernel))
 
 
+class _MaxPoolCall(NamedTuple):
+    """Arguments of max pooling, named and defaulted as PyTorch's."""
+
+    input: Tensor
+    kernel_size: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+    padding: int | Sequence[int] = 0
+    dilation: int | Sequence[int] = 1
+    ceil_mode: bool = False
+    return_indices: bool = True
+
+
+class _AveragePoolCall(NamedTuple):
+    """Arguments of average pooling; in one dimension there is no divisor to set."""
+
+    input: Tensor
+    kernel_size: int | Sequence[int]
+    stride: int | Sequence[int] | None = None
+    padding: int | Sequence[int] = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+
 def _max_pool_with_indices(dims: int) -> Handler:
     """Max pooling over the last ``dims`` dimensions; one dimension runs as two, the first of size 1."""
 
-    def handle(
-        _: Any,
-        func: Any,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        kernel = each_dimension(kernel_size, dims)
+    def handle(_: Any, func: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        call = _MaxPoolCall(*args, **kwargs)
+        kernel = each_dimension(call.kernel_size, dims)
         places = (
-            tuple(input.shape[-dims:]),
+            tuple(call.input.shape[-dims:]),
             kernel,
-            _stride(stride, kernel),
-            each_dimension(padding, dims),
-            each_dimension(dilation, dims),
+            _stride(call.stride, kernel),
+            each_dimension(call.padding, dims),
+            each_dimension(call.dilation, dims),
         )
-        unbatched = input.dim() == dims + 1
-        inputs = input.unsqueeze(0) if unbatched else input
+        unbatched = call.input.dim() == dims + 1
+        inputs = call.input.unsqueeze(0) if unbatched else call.input
         if dims == 1:
             filler = ((1,), (1,), (1,), (0,), (1,))
             places = tuple(first + place for first, place in zip(filler, places, strict=True))  # type: ignore[assignment]
             inputs = inputs.unsqueeze(-2)
-        pooling = Pooling(*places, ceil_mode)
+        pooling = Pooling(*places, call.ceil_mode)
         # Steps longer than the input may miss it: such a window has no maximum, and no position of one.
         missing = any(step > size for step, size in zip(pooling.dilation, pooling.input_size, strict=True))
         outputs, indices = _run_max_pool(inputs, pooling) if missing else _MaxPool.apply(inputs, pooling)
@@ -137,50 +152,37 @@ def _max_pool(dims: int, with_indices: bool = False) -> Handler:
 
 
 def _average_pool(dims: int) -> Handler:
-    def handle(
-        _: Any,
-        func: Any,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Tensor:
-        kernel = each_dimension(kernel_size, dims)
-        options = [list(kernel), list(_stride(stride, kernel)), list(each_dimension(padding, dims)), ceil_mode]
-        tail = [count_include_pad, divisor_override]
+    def handle(_: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+        call = _AveragePoolCall(*args, **kwargs)
+        kernel = each_dimension(call.kernel_size, dims)
+        places = [list(kernel), list(_stride(call.stride, kernel)), list(each_dimension(call.padding, dims))]
+        options = [*places, call.ceil_mode, call.count_include_pad, call.divisor_override]
 
         def run(inputs: Tensor) -> Tensor:
-            return func(inputs, *options, *tail)  # type: ignore[no-any-return]
+            return func(inputs, *options)  # type: ignore[no-any-return]
 
         def gradient(grad: Tensor, stand_in: Tensor) -> Tensor:
-            found: Tensor = _AVERAGE_GRADIENTS[dims](grad, stand_in, *options, *tail)
-            return found
+            to_input: Tensor = _AVERAGE_GRADIENTS[dims](grad, stand_in, *options)
+            return to_input
 
-        if not is_differentiable(input):
-            return run(input)
-        result: Tensor = _AveragePool.apply(input, run, gradient)
+        if not is_differentiable(call.input):
+            return run(call.input)
+        result: Tensor = _AveragePool.apply(call.input, run, gradient)
         return result
 
     return handle
 
 
-def _average_pool_1d(
-    bindings: Any,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor:
-    kernel = each_dimension(kernel_size, 1)
-    shape = ((1, *kernel), (1, *_stride(stride, kernel)), (0, *each_dimension(padding, 1)))
-    handle = _average_pool(2)
-    result: Tensor = handle(bindings, F.avg_pool2d, input.unsqueeze(-2), *shape, ceil_mode, count_include_pad)
+def _average_pool_1d(bindings: Any, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    call = _AveragePoolCall(*args, **kwargs)
+    kernel = each_dimension(call.kernel_size, 1)
+    as_two = call._replace(
+        input=call.input.unsqueeze(-2),
+        kernel_size=(1, *kernel),
+        stride=(1, *_stride(call.stride, kernel)),
+        padding=(0, *each_dimension(call.padding, 1)),
+    )
+    result: Tensor = _average_pool(2)(bindings, F.avg_pool2d, *as_two)
     return result.squeeze(-2)
 
 

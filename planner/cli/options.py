@@ -8,10 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 import click
-from pydantic import ValidationError
 
-from trady.planner.errors import PlanError
-from trady.planner.records import Option, Record, problems_of
+from trady.planner.records import Option, Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Fields = TypeVar("Fields", bound=Record)
@@ -61,13 +59,10 @@ def options_of(
 def taken(record: type[Fields], options: dict[str, Any]) -> Fields:
     """The record of the values that its options got; they are taken out of the others.
 
-    Raises:
+    Error:
         PlanError: A value is not what its field takes.
     """
-    try:
-        return record(**fields_of(record, options))
-    except ValidationError as error:
-        raise PlanError(problems_of(error)) from error
+    return record.read(fields_of(record, options))
 
 
 def fields_of(record: type[Record], options: dict[str, Any]) -> dict[str, Any]:

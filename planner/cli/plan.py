@@ -18,7 +18,8 @@ from trady.planner.cli.messages import (
 )
 from trady.planner.cli.model import model_options, take_model
 from trady.planner.cli.options import options_of, taken
-from trady.planner.planning import ChoiceOptions, StepOptions
+from trady.planner.models import StepOptions
+from trady.planner.planning import ChoiceOptions
 from trady.planner.units import parse_bytes
 
 if TYPE_CHECKING:

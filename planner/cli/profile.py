@@ -10,8 +10,9 @@ from rich.console import Console, RenderableType
 from trady.planner.cli.messages import CONTEXT, check_outputs, errors_told, output_path, stages, tell_written
 from trady.planner.cli.model import model_options, take_model
 from trady.planner.cli.options import options_of
+from trady.planner.models import StepOptions
 from trady.planner.options import NormMode, choose
-from trady.planner.planning import CalibrationOptions, StepOptions
+from trady.planner.planning import CalibrationOptions
 
 if TYPE_CHECKING:
     from trady.planner.planning import Prepared

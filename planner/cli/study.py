@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,20 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trady.planner.cli.messages import CONTEXT, errors_told, tell_written
 from trady.planner.cli.options import options_of, taken
 from trady.planner.errors import StudyError
-from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, choose
+from trady.planner.models import StepOptions
+from trady.planner.options import DEFAULT_OPTIMIZER
 from trady.planner.planning import (
     CalibrationOptions,
     ChoiceOptions,
     LoadingOptions,
     PreparationOptions,
-    StepOptions,
 )
 
 if TYPE_CHECKING:
-    from trady.planner.studies import Axes, Common, ModelSpec, Study
+    from trady.planner.studies import Axes, Listener, ModelSpec, Study
 
 _INTERRUPTED: Final = "Interrupted. The rows found so far are kept: the same command goes on where it was."
-_FLOATS: Final = [kind.value for kind in DType if kind is not DType.INT8]
 
 
 @click.command("trady-study", context_settings=CONTEXT)
@@ -67,13 +65,13 @@ def study_command(
     # PyTorch's profiler warns of memory that was there before a kernel was measured; it is not imported yet.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with errors_told(_INTERRUPTED):
-        axes, common = _axes(options), _common(options)
+        from trady.planner.studies import Common, check_extras, run_study, write_views
+
+        axes, common = _axes(options), Common.read(options)
         axes.check_size(len(models), confirmed)
         specs = _specs(models, options)
-        from trady.planner.studies import check_extras, run_study, write_views
-
         missing = check_extras()
-        with _progress(0 if target_coverage is not None else axes.num_rows(len(models))) as (say, count):
+        with _progress(0 if target_coverage is not None else axes.num_rows(len(models))) as listener:
             study = run_study(
                 specs,
                 axes,
@@ -82,10 +80,9 @@ def study_command(
                 output=output,
                 workers=options["workers"],
                 ray=options["ray"],
-                say=say,
-                count=count,
+                listener=listener,
             )
-            say("Drawing")
+            listener.say("Drawing")
             written = write_views(study, output, missing)
         _tell(study, as_json)
         for note in missing.values():
@@ -107,16 +104,17 @@ def _tell(study: "Study", as_json: bool) -> None:
 
 
 def _axes(options: dict[str, Any]) -> "Axes":
-    from trady.planner.studies import Axes, parse_batch_sizes, parse_budgets
+    from trady.planner.studies import Axes
 
-    budgets, dtypes = options["budgets"], options["dtypes"]
-    return Axes(
-        inputs=_shapes(options["inputs"]),
-        norms=tuple(choose(NormMode, name, "Norm mode") for name in _names(options["norms"])),
-        dtypes=tuple(choose(DType, name, "Element type") for name in _names(dtypes)) or (None,),
-        batch_sizes=parse_batch_sizes(options["batch_sizes"]),
-        optimizers=tuple(choose(OptimizerKind, name, "Optimizer") for name in _names(options["optimizers"])),
-        budgets=() if budgets is None else parse_budgets(budgets),
+    return Axes.read(
+        {
+            "inputs": _shapes(options["inputs"]),
+            "norms": _names(options["norms"]),
+            "dtypes": _names(options["dtypes"]) or (None,),
+            "batch_sizes": options["batch_sizes"],
+            "optimizers": _names(options["optimizers"]),
+            "budgets": options["budgets"],
+        }
     )
 
 
@@ -130,12 +128,6 @@ def _shapes(text: str | None) -> tuple[str, ...]:
 def _names(text: str | None) -> tuple[str, ...]:
     """The parts of a list with commas, each once, in their order."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip())) if text else ()
-
-
-def _common(options: dict[str, Any]) -> "Common":
-    from trady.planner.studies import Common
-
-    return Common.of(**{field.name: options[field.name] for field in fields(Common)})
 
 
 def _specs(models: tuple[str, ...], options: dict[str, Any]) -> list["ModelSpec"]:
@@ -158,16 +150,18 @@ def _specs(models: tuple[str, ...], options: dict[str, Any]) -> list["ModelSpec"
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple[Any, Any]]:
+def _progress(total: int) -> Iterator["Listener"]:
     """What is being done and how many rows there are, on stderr; lines alone in a log."""
+    from trady.planner import studies
+
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda text: click.echo(f"{text} ...", err=True), lambda _: None
+        yield studies.Listener(say=lambda text: click.echo(f"{text} ...", err=True))
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("Starting", total=total or None)
-        yield (
-            lambda text: progress.update(task, description=text),
-            lambda number: progress.update(task, advance=number),
+        yield studies.Listener(
+            say=lambda text: progress.update(task, description=text),
+            count=lambda number: progress.update(task, advance=number),
         )

@@ -6,20 +6,19 @@ from typing import Any, Final
 
 import torch
 
-from trady.planner.costs.workspaces import Workspaces, is_measured
+from trady.planner.costs.step_memory import StepMemory
+from trady.planner.costs.workspaces import is_measured
 from trady.planner.lean import LeanForm, lean_form, window_position_bytes
 from trady.planner.ledger import BackwardCosts, GradientBytes, SliceCosts
 from trady.planner.tracing import (
     CONVOLUTIONS,
     MATRIX_PRODUCTS,
-    Capture,
     GradientStorage,
     Layer,
-    Lifetimes,
     Operation,
     Shape,
     TensorRecord,
-    Weights,
+    Trace,
     factors_of,
 )
 
@@ -37,32 +36,26 @@ class MemoryCosts:
     """The fields of a cost table that the peak is made of.
 
     Args:
-        capture: The lean step.
-        weights: Its weights.
-        lifetimes: Of the same step.
-        workspaces: What was measured of kernels; bounds stand in for the rest. ``None`` counts nothing.
+        trace: The model's trace: its lean step is what counts.
+        memory: Of that step: when it is released, and what was measured of kernels; bounds stand in for the rest, and
+            without any measure nothing is counted.
         layers: Eligible layers.
         upstream: Bit set of parameters -> index of an upstream of the table, ``None`` where nothing of it trains.
-        storages: Storage of the capture -> storage of the table.
-        kept: Storages of the capture that may be kept whole.
-        always_trained: Parameters that train whatever is drawn.
+        storages: Storage of the step -> storage of the table.
     """
 
     def __init__(
         self,
-        capture: Capture,
-        weights: Weights,
-        lifetimes: Lifetimes,
-        workspaces: Workspaces | None,
+        trace: Trace,
+        memory: StepMemory,
         layers: Sequence[Layer],
         upstream: Callable[[int], int | None],
         storages: Mapping[int, int],
-        kept: frozenset[int],
-        always_trained: frozenset[str],
     ) -> None:
-        self._capture, self._weights, self._lifetimes, self._workspaces = capture, weights, lifetimes, workspaces
+        self._capture, self._weights, self._always_trained = trace.step, trace.weights, trace.always_trained
+        self._kept = frozenset(entry.storage for entry in trace.kept if entry.storage is not None)
+        self._lifetimes, self._workspaces = memory.lifetimes, memory.workspaces
         self._layers, self._upstream, self._storages = tuple(layers), upstream, storages
-        self._kept, self._always_trained = kept, always_trained
         self._frees = self._by_last_holder()
         self._stores = self._by_first_reader()
         self._backwards = self._backward_costs()

@@ -37,7 +37,7 @@ class StepMemory:
         """
         recorded = traced.lifetimes(traced.batch_size)
         lifetimes = recorded[0] if len(recorded) == 1 else _between(recorded[0], recorded[1], traced.batch_size)
-        if not measure or not _is_here(traced.settings.device):
+        if not measure or not _is_here(traced.options.device):
             return cls(lifetimes, None)
         meter = WorkspaceMeter(recorded, traced.batch_size, _lean_places(traced))
         return cls(lifetimes, meter.found, meter)

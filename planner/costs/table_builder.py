@@ -147,17 +147,7 @@ class _TableBuilder:
     def _memory_costs(self) -> MemoryCosts | None:
         if self._memory is None:
             return None
-        return MemoryCosts(
-            self._step,
-            self._trace.weights,
-            self._memory.lifetimes,
-            self._memory.workspaces,
-            self._layers,
-            self._upstream,
-            self._storages,
-            frozenset(entry.storage for entry in self._trace.kept if entry.storage is not None),
-            self._trace.always_trained,
-        )
+        return MemoryCosts(self._trace, self._memory, self._layers, self._upstream, self._storages)
 
     def _one_of_each(self, groups: Sequence[object]) -> Iterable[Layer]:
         first = {layer.inputs: layer for layer in reversed(self._layers)}

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from torch import Tensor
 
 from trady.planner.data.datasets import LabelledData
 from trady.planner.data.images import PictureFormat
 from trady.planner.data.picture_sets import read_archive, read_folder
-from trady.planner.data.texts import TextFormat, read_table
+from trady.planner.data.texts import TableFormat, TableKeywords, TextFormat, read_table
 from trady.planner.data.torchvision_datasets import PREFIX as TORCHVISION_PREFIX
 from trady.planner.data.torchvision_datasets import read_torchvision
 from trady.planner.errors import DataError, LoadingError
@@ -66,11 +66,9 @@ def open_data(
     picture: PictureFormat | None = None,
     text: TextFormat | None = None,
     split: str = "train",
-    delimiter: str | None = None,
-    text_column: str = "text",
-    label_column: str = "label",
     root: Path | None = None,
     download: bool = False,
+    **table: Unpack[TableKeywords],
 ) -> LabelledData | GeneratedBatches:
     """Open labelled data; items are decoded later, one at a time.
 
@@ -81,11 +79,10 @@ def open_data(
         text: How texts become inputs; needed for ``.csv`` and ``.tsv``.
         split: Part of the data: ``"train"``, ``"val"`` (or ``"valid"``, ``"validation"``, ``"dev"``) or ``"test"``.
             Data that is not divided is all ``"train"``. A function has no parts.
-        delimiter: Between the fields of a table; by default a tab for ``.tsv``, else a comma.
-        text_column: Header of a table's texts.
-        label_column: Header of a table's labels.
         root: Folder of torchvision's datasets; by default ``$TRADY_DATA``, else ``data``.
         download: Fetch a torchvision dataset that is missing.
+        **table: ``delimiter`` between the fields of a table, by default a tab for ``.tsv``, else a comma;
+            ``text_column`` and ``label_column``, by default ``"text"`` and ``"label"``.
 
     Returns:
         LabelledData with at least two classes, or the function's batches.
@@ -107,14 +104,7 @@ def open_data(
     if not path.exists():
         raise DataError(f"Data {name!r} does not exist. Give {_ACCEPTED}.")
     if path.suffix.lower() in _TABLES and path.is_file():
-        data = read_table(
-            path,
-            _needed_text_format(text, path),
-            part,
-            delimiter=delimiter,
-            text_column=text_column,
-            label_column=label_column,
-        )
+        data = read_table(path, _needed_text_format(text, path), part, TableFormat(**table))
     else:
         data = _open_pictures(path, picture, part)
     _check_several_classes(data)

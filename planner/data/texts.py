@@ -5,7 +5,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import torch
 from torch import Tensor
@@ -58,6 +58,29 @@ def _pad_id(tokenizer: Any) -> int:
         return int(tokenizer.padding["pad_id"])
     known = (tokenizer.token_to_id(token) for token in _PAD_TOKENS)
     return next((token_id for token_id in known if token_id is not None), 0)
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How a table of texts is read.
+
+    Args:
+        delimiter: Between fields; by default a tab for ``.tsv``, else a comma.
+        text_column: Header of the texts.
+        label_column: Header of the labels.
+    """
+
+    delimiter: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+class TableKeywords(TypedDict, total=False):
+    """The fields of :class:`TableFormat`."""
+
+    delimiter: str | None
+    text_column: str
+    label_column: str
 
 
 class Texts:
@@ -139,15 +162,7 @@ class _Row:
     text: str
 
 
-def read_table(
-    path: Path,
-    text: TextFormat,
-    split: str,
-    *,
-    delimiter: str | None = None,
-    text_column: str = "text",
-    label_column: str = "label",
-) -> LabelledData:
+def read_table(path: Path, text: TextFormat, split: str, table: TableFormat) -> LabelledData:
     """Read labelled texts from a table with a header line, UTF-8.
 
     A ``.tsv`` has no quoting (quotes are text); a ``.csv`` has the usual one. A column ``split``
@@ -159,23 +174,21 @@ def read_table(
         path: The table.
         text: The model's format.
         split: Which rows: ``"train"``, ``"validation"`` or ``"test"``.
-        delimiter: Between fields; by default a tab for ``.tsv``, else a comma.
-        text_column: Header of the texts.
-        label_column: Header of the labels.
+        table: Delimiter and columns.
 
     Raises:
         DataError: The table cannot be read, lacks a column or the split, is empty or mostly malformed,
             or has labels that the training rows do not have.
     """
-    header, raw_rows = _read_rows(path, delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
-    absent = [column for column in (label_column, text_column) if column not in header]
+    header, raw_rows = _read_rows(path, table.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
+    absent = [column for column in (table.label_column, table.text_column) if column not in header]
     if absent:
         raise DataError(
             f"{path} has no column {' and no column '.join(map(repr, absent))}: its first line has "
             f"{', '.join(map(repr, header))}. Add a header line, or name the columns "
             "(text_column=, label_column=, delimiter=)."
         )
-    rows, malformed = _well_formed(header, raw_rows, label_column, text_column)
+    rows, malformed = _well_formed(header, raw_rows, table)
     _check_rows(path, rows, malformed)
     chosen, note = _rows_of_split(path, rows, split, divided=_SPLIT_COLUMN in header)
     classes = _sorted_classes({row.label for row in rows if row.split == "train"} or {row.label for row in rows})
@@ -205,13 +218,13 @@ def _read_rows(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, l
 
 
 def _well_formed(
-    header: Sequence[str], rows: Sequence[tuple[int, list[str]]], label_column: str, text_column: str
+    header: Sequence[str], rows: Sequence[tuple[int, list[str]]], table: TableFormat
 ) -> tuple[list[_Row], list[str]]:
     """Rows with as many fields as the header, a label and a text; and the names of the others."""
     well_formed, malformed = [], []
     for line, fields in rows:
         values = dict(zip(header, fields, strict=False))
-        label, words = values.get(label_column, "").strip(), values.get(text_column, "").strip()
+        label, words = values.get(table.label_column, "").strip(), values.get(table.text_column, "").strip()
         if len(fields) == len(header) and label and words:
             well_formed.append(_Row(line, _split_name(values.get(_SPLIT_COLUMN, "train")), label, words))
         else:

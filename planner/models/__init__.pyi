@@ -10,6 +10,8 @@ from .modes import set_training_mode as set_training_mode
 from .modes import undisturbed as undisturbed
 from .state_dicts import fingerprint as fingerprint
 from .state_dicts import tensor_lines as tensor_lines
+from .step_options import StepKeywords as StepKeywords
+from .step_options import StepOptions as StepOptions
 from .training_step import CROSS_ENTROPY as CROSS_ENTROPY
 from .training_step import MODEL_LOSS as MODEL_LOSS
 from .training_step import Batch as Batch
@@ -18,6 +20,7 @@ from .training_step import LossFunction as LossFunction
 from .training_step import batch_size_of as batch_size_of
 from .training_step import call_model as call_model
 from .training_step import cross_entropy as cross_entropy
+from .training_step import dtype_name as dtype_name
 from .training_step import input_tensors as input_tensors
 from .training_step import is_on_meta as is_on_meta
 from .training_step import logits_of as logits_of
@@ -26,3 +29,4 @@ from .training_step import map_tensors as map_tensors
 from .training_step import own_loss as own_loss
 from .training_step import step_loss as step_loss
 from .training_step import synthetic_targets as synthetic_targets
+from .training_step import torch_dtype as torch_dtype

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trady.planner.errors import TracingError
+from trady.planner.options import DType
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
@@ -149,3 +150,16 @@ def step_loss(outputs: Any, targets: Any, loss: LossFunction | None) -> Tensor:
 def is_on_meta(model: nn.Module) -> bool:
     """Whether the model has no memory for weights: nothing of it can be run or measured."""
     return any(parameter.is_meta for parameter in model.parameters())
+
+
+def torch_dtype(dtype: DType | None) -> torch.dtype | None:
+    """The torch type that a plan's element type is run in; int8 is accounted for on float32."""
+    if dtype is None:
+        return None
+    of_torch: torch.dtype = torch.float32 if dtype is DType.INT8 else getattr(torch, dtype.value)
+    return of_torch
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A torch type by its name, ``"float32"``."""
+    return str(dtype).removeprefix("torch.")

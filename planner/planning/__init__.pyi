@@ -1,10 +1,10 @@
 from .batch_search import plan_largest_batch as plan_largest_batch
 from .choice_options import ChoiceOptions as ChoiceOptions
+from .choice_options import Patterns as Patterns
 from .machines import machine_difference as machine_difference
 from .model_options import CalibrationOptions as CalibrationOptions
 from .model_options import LoadingOptions as LoadingOptions
 from .model_options import PreparationOptions as PreparationOptions
-from .model_options import StepOptions as StepOptions
 from .planning import ModelSource as ModelSource
 from .planning import make_plan as make_plan
 from .preparation import Prepared as Prepared

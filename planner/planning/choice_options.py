@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from trady.planner.errors import PlanError
 from trady.planner.options import (
@@ -15,7 +15,7 @@ from trady.planner.options import (
     Strategy,
     read_patterns,
 )
-from trady.planner.records import Option, Record, Whole, one_of, problems_of
+from trady.planner.records import Option, Record, Whole, one_of
 from trady.planner.sampling import DEFAULT_HORIZON
 from trady.planner.solver import DEFAULT_TOLERANCE, Limits
 from trady.planner.units import parse_bytes
@@ -86,20 +86,14 @@ class ChoiceOptions(Record):
     ] = None
 
     @classmethod
-    def read(cls, options: Mapping[str, Any]) -> Self:
-        """From keywords as a user gives them; those of other records are passed over.
-
-        Raises:
-            PlanError: A value is of another type; or as :func:`trady.planner.options.choose`.
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """From keywords as a user gives them, the budget as ``budget``; those of other records are passed over.
 
         Error:
             UnitError: The budget is no size.
+            PlanError: A value is not what its field takes.
         """
-        given = {name: value for name, value in options.items() if name in cls.model_fields}
-        try:
-            return cls(**given | {"budget_bytes": options["budget"]})
-        except ValidationError as error:
-            raise PlanError(problems_of(error)) from error
+        return super().read({**values, "budget_bytes": values["budget"]})
 
     def check(self, dtype: DType | None) -> None:
         """Collect every contradiction and say them at once.

@@ -1,12 +1,11 @@
-"""Which model, on which data, and how its step is run: options of every command that loads one. No torch."""
+"""Which model, and on which data: options of every command that loads one. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from trady.planner.options import DType, MemoryFormat, NormMode, read_patterns
-from trady.planner.records import Option, Record, Whole, one_of
+from trady.planner.records import Option, Record, Whole
 
 #: Batches of data that head and gradient norms are fitted to, and their size, unless said.
 DEFAULT_BATCHES: Final = 8
@@ -47,26 +46,3 @@ class CalibrationOptions(Record):
         Whole, Option("Samples in each.", name="calibration-batch-size", parameter="calibration_batch_size")
     ] = DEFAULT_BATCH_SIZE
     seed: Annotated[int, Field(ge=0), Option("Seed of the calibration.")] = 0
-
-
-class StepOptions(Record):
-    """How the step is run: what :func:`trady.planner.trace` takes beside loss, targets and head."""
-
-    norm: Annotated[
-        NormMode,
-        one_of(NormMode, "Norm mode"),
-        Option("Norms with running statistics."),
-    ] = NormMode.FROZEN
-    dtype: Annotated[
-        DType | None, one_of(DType, "Element type"), Option("Cast the model; int8 is accounting in scope update.")
-    ] = None
-    amp: Annotated[
-        DType | None, one_of(DType, "Element type"), Option("Run under autocast.", type=["bfloat16", "float16"])
-    ] = None
-    device: Annotated[Literal["cpu", "cuda"], Option("Device to plan for.")] = "cpu"
-    memory_format: Annotated[MemoryFormat, one_of(MemoryFormat, "Memory format"), Option("Layout.")] = (
-        MemoryFormat.CONTIGUOUS
-    )
-    train: Annotated[
-        tuple[str, ...], BeforeValidator(read_patterns), Option("Parameters that always train: '*.norm.*'.", "PATTERN")
-    ] = ()

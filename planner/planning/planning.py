@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Required, TypedDict, Unpack, cast
+from typing import Final, Required, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from trady.planner.errors import PlanError
 from trady.planner.ledger import FORWARD_CONVOLUTIONS, CostTable
 from trady.planner.models import (
     Inputs,
-    LossFunction,
+    StepKeywords,
     batch_size_of,
+    dtype_name,
     fingerprint,
     input_tensors,
     is_on_meta,
@@ -22,11 +23,10 @@ from trady.planner.models import (
 from trady.planner.options import (
     DType,
     Inclusion,
-    MemoryFormat,
-    NormMode,
     OptimizerKind,
     Scope,
     Strategy,
+    check_keywords,
     choose,
 )
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
@@ -71,20 +71,6 @@ class ModelSource:
     replaced_classes: int | None = None
     has_weights: bool = True
     pictures: PictureRecord | None = None
-
-
-class StepKeywords(TypedDict, total=False):
-    """How the step is run: what :func:`trady.planner.trace` takes, the batch sizes left out."""
-
-    norm: NormMode | str
-    loss: LossFunction | None
-    targets: Any
-    dtype: DType | str | None
-    amp: DType | str | None
-    device: str
-    memory_format: MemoryFormat | str
-    head: str
-    train: str | Sequence[str]
 
 
 class ChoiceKeywords(TypedDict, total=False):
@@ -138,7 +124,7 @@ def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords])
         The plan: what trains, within which bytes, and everything it was made from.
 
     Raises:
-        TypeError: A keyword is unknown, or the budget is missing.
+        TypeError: The budget is missing, or a keyword is unknown.
 
     Error:
         BudgetError: The budget trains no layer; the smallest that does is named.
@@ -153,9 +139,7 @@ def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords])
         >>> plan.ledger.scopes.update <= 4000, sorted(plan.chosen)
         (True, ['0', '2'])
     """
-    unknown = options.keys() - PlanKeywords.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"make_plan() got an unexpected keyword argument {min(unknown)!r}")
+    check_keywords("make_plan", options, PlanKeywords)
     if "budget" not in options:
         raise TypeError("make_plan() missing 1 required keyword-only argument: 'budget'")
     asked, say = ChoiceOptions.read(options), options.get("progress") or _silent
@@ -258,7 +242,7 @@ def _check_same_model(traced: Trace, model: nn.Module) -> None:
 
 def _settings(asked: ChoiceOptions, traced: Trace, dtype: DType | None) -> Settings:
     """How the traced step is run; int8 is an accounting of a float32 trace."""
-    step = traced.settings
+    step = traced.options
     return Settings(
         budget_bytes=asked.budget_bytes,
         scope=asked.scope,
@@ -266,19 +250,15 @@ def _settings(asked: ChoiceOptions, traced: Trace, dtype: DType | None) -> Setti
         epochs=asked.epochs,
         optimizer=asked.optimizer,
         norm=step.norm,
-        dtype=DType.INT8 if dtype is DType.INT8 else _dtype_named(step.dtype),
-        amp=_dtype_named(step.amp),
+        dtype=DType.INT8 if dtype is DType.INT8 else step.dtype,
+        amp=step.amp,
         device=step.device,
         memory_format=step.memory_format,
         train_bias=asked.train_bias,
-        train=tuple(sorted(traced.train_patterns)),
+        train=tuple(sorted(step.train)),
         torch_version=torch.__version__,
         machine=this_machine(),
     )
-
-
-def _dtype_named(dtype: torch.dtype | None) -> DType | None:
-    return None if dtype is None else DType(str(dtype).removeprefix("torch."))
 
 
 def _with_first_draw(plan: Plan, tables: RefinedTable) -> Plan:
@@ -297,7 +277,7 @@ def _short(norms: tuple[float, ...]) -> tuple[float, ...] | float:
 def _model_record(model: nn.Module, inputs: Inputs, traced: Trace, source: ModelSource) -> ModelRecord:
     named = inputs.items() if isinstance(inputs, Mapping) else enumerate(input_tensors(inputs))
     specs = tuple(
-        TensorSpec(name=str(name), shape=tuple(tensor.shape[1:]), dtype=str(tensor.dtype).removeprefix("torch."))
+        TensorSpec(name=str(name), shape=tuple(tensor.shape[1:]), dtype=dtype_name(tensor.dtype))
         for name, tensor in named
         if isinstance(tensor, Tensor)
     )

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from trady.planner.models import (
     Batch,
     Inputs,
     LossFunction,
+    StepKeywords,
     batch_size_of,
     call_model,
     map_tensors,
@@ -26,18 +28,51 @@ from trady.planner.priorities.priorities import LayerPriority, Priorities, Prior
 from trady.planner.priorities.tail_index import GradientSamples
 from trady.planner.tracing import Layer, Trace, trace
 
+#: What is measured on: batches, ``(inputs, targets)`` pairs, or dicts of keyword arguments with the labels inside.
+Batches: TypeAlias = Iterable[Batch | tuple[Any, Any] | Mapping[str, Any]]
+
+
+class MeasuringKeywords(TypedDict, total=False):
+    """The fields of :class:`Measuring` as a user gives them."""
+
+    loss: LossFunction | None
+    norm: NormMode | str
+    origin: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How gradients are measured.
+
+    Args:
+        loss: ``loss(outputs, targets)``; by default the model's own loss, else cross-entropy.
+        norm: What norms with running statistics do meanwhile.
+        origin: The data by name.
+        seed: Seed of dropout and of made-up targets.
+    """
+
+    loss: LossFunction | None = None
+    norm: NormMode = NormMode.FROZEN
+    origin: str = "batches"
+    seed: int = 0
+
+    @classmethod
+    def read(cls, options: MeasuringKeywords) -> Self:
+        """From keywords as a user gives them; unknown ones are a ``TypeError``."""
+        norm = choose(NormMode, options.get("norm", NormMode.FROZEN), "Norm mode")
+        fields: dict[str, Any] = {**options, "norm": norm}
+        return cls(**fields)
+
 
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Batch | tuple[Any, Any] | Mapping[str, Any]],
+    batches: Batches,
     *,
-    loss: LossFunction | None = None,
-    norm: NormMode | str = NormMode.FROZEN,
     source: PrioritySource | str = PrioritySource.DATA,
-    origin: str = "batches",
-    seed: int = 0,
     traced: Trace | None = None,
     progress: Callable[[int], None] | None = None,
+    **options: Unpack[MeasuringKeywords],
 ) -> Priorities:
     """Gradient norms of every input channel of every drawable layer, averaged over batches.
 
@@ -47,33 +82,30 @@ def calibrate(
     Args:
         model: Module with real weights.
         batches: :class:`Batch`, ``(inputs, targets)`` pairs, or dicts of keyword arguments with the labels inside.
-        loss: ``loss(outputs, targets)``; by default the model's own loss, else cross-entropy.
-        norm: What norms with running statistics do meanwhile.
         source: What the batches are; the report tells how far to trust it.
-        origin: The data by name.
-        seed: Seed of dropout and of made-up targets.
         traced: A trace of this very model, to save tracing it again.
         progress: Called with the number of batches done.
+        **options: Fields of :class:`Measuring`: ``loss``, ``norm``, ``origin`` (the data by name) and ``seed``.
 
     Raises:
         CalibrationError: No batch, or a gradient that is not finite (the layer and the batch are named).
     """
-    mode = choose(NormMode, norm, "Norm mode")
+    how = Measuring.read(options)
     collector: _Collector | None = None
     size = 0
-    with undisturbed(model, mode, seed), ExitStack() as hooks:
+    with undisturbed(model, how.norm, how.seed), ExitStack() as hooks:
         for number, item in enumerate(batches):
             batch = as_batch(item)
             if collector is None:
                 size = batch_size_of(batch.inputs)
-                collector = _Collector(model, (traced or trace_batch(model, batch, mode, loss)).layers, hooks)
+                collector = _Collector(model, (traced or trace_batch(model, batch, how)).layers, hooks)
             collector.start_batch(number)
-            batch_loss(model, batch, loss).backward()
+            batch_loss(model, batch, how.loss).backward()
             if progress is not None:
                 progress(number + 1)
         if collector is None:
             raise CalibrationError("Calibration got no batch. Give at least one batch of inputs and targets.")
-        return collector.priorities(choose(PrioritySource, source, "Priority source"), origin, size)
+        return collector.priorities(choose(PrioritySource, source, "Priority source"), how.origin, size)
 
 
 def uniform_priorities(traced: Trace, reason: str = "asked for") -> Priorities:
@@ -218,16 +250,17 @@ def _layer_priority(layer: Layer, norms: list[float]) -> LayerPriority:
     )
 
 
-def trace_batch(model: nn.Module, batch: Batch, norm: NormMode, loss: LossFunction | None, head: str = "auto") -> Trace:
+def trace_batch(model: nn.Module, batch: Batch, how: Measuring, head: str = "auto") -> Trace:
     """Trace the step on one batch.
 
     Raises:
         CalibrationError: The step cannot be followed.
     """
     size = batch_size_of(batch.inputs)
-    targets = batch.targets if loss else None
+    targets = batch.targets if how.loss else None
+    step: StepKeywords = {"targets": targets, "loss": how.loss, "norm": how.norm, "head": head}
     try:
-        return trace(model, batch.inputs, targets=targets, loss=loss, norm=norm, head=head, batch_sizes=(size,))
+        return trace(model, batch.inputs, batch_sizes=(size,), **step)
     except TracingError as error:
         raise CalibrationError(f"Calibration cannot follow the model on the first batch. {error}") from error
 

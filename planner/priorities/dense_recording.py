@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Final, Unpack
 
 import numpy as np
 import torch
@@ -11,14 +11,19 @@ from torch import Tensor, nn
 
 from trady.planner.errors import CalibrationError
 from trady.planner.models import Batch, LossFunction, batch_size_of, fingerprint, undisturbed
-from trady.planner.options import NormMode, choose
-from trady.planner.priorities.calibration import as_batch, batch_loss, channel_norms, trace_batch
+from trady.planner.priorities.calibration import (
+    Batches,
+    Measuring,
+    MeasuringKeywords,
+    as_batch,
+    batch_loss,
+    channel_norms,
+    trace_batch,
+)
 from trady.planner.priorities.gradient_recordings import FloatArray, GradientRecording, RecordedLayer, RecordingHeader
 from trady.planner.priorities.gradient_sketches import SKETCH_SIZE, channel_rows, sketch
 from trady.planner.priorities.tail_index import GradientSamples
 from trady.planner.tracing import Layer
-
-Batches: TypeAlias = Iterable[Batch | tuple[Any, Any] | Mapping[str, Any]]
 
 DEFAULT_LEARNING_RATE: Final = 0.01
 #: An epoch whose mean loss is so many times that of the very first batch has diverged.
@@ -31,13 +36,10 @@ def record_gradients(
     *,
     epochs: int,
     learning_rate: float = DEFAULT_LEARNING_RATE,
-    loss: LossFunction | None = None,
-    norm: NormMode | str = NormMode.FROZEN,
     source: str = "",
-    origin: str = "batches",
-    seed: int = 0,
     head: str = "auto",
     progress: Callable[[int, float], None] | None = None,
+    **options: Unpack[MeasuringKeywords],
 ) -> GradientRecording:
     """Train the weights of all drawable layers and the head for some epochs, and keep what their gradients did.
 
@@ -51,13 +53,11 @@ def record_gradients(
             :func:`trady.planner.priorities.calibration.calibrate` takes them, in an order of its own.
         epochs: Epochs to train, 1 or more.
         learning_rate: Above 0.
-        loss: ``loss(outputs, targets)``; by default the model's own loss, else cross-entropy.
-        norm: What norms with running statistics do meanwhile.
         source: The model by name.
-        origin: The data by name.
-        seed: Seed of dropout; written down as the recording's.
         head: What trains beside the drawable layers: ``auto``, ``none`` or the name of a layer.
         progress: Called with the number of epochs done and the mean loss of the last one.
+        **options: Fields of :class:`~trady.planner.priorities.calibration.Measuring`: ``loss``, ``norm``, ``origin``
+            (the data by name) and ``seed``.
 
     Error:
         CalibrationError: An epoch without a batch, an argument outside its range, a loss or gradient that is not
@@ -67,27 +67,27 @@ def record_gradients(
         The exact norm of an epoch's mean gradient would need a dense copy of it; the squared norm of a sketch is an
         unbiased estimate of its square.
     """
-    mode = choose(NormMode, norm, "Norm mode")
+    how = Measuring.read(options)
     _check_arguments(epochs, learning_rate)
-    with undisturbed(model, mode, seed):
-        traced = trace_batch(model, _first_batch(batches(0)), mode, loss, head)
+    with undisturbed(model, how.norm, how.seed):
+        traced = trace_batch(model, _first_batch(batches(0)), how, head)
         wanted = {layer.weight_name for layer in traced.layers} | traced.always_trained
         trained = {name: parameter for name, parameter in model.named_parameters() if name in wanted}
         with restored(trained.values()), ExitStack() as hooks:
             training = _Training(model, traced.layers, trained, learning_rate, hooks)
             for epoch in range(epochs):
-                mean_loss = training.run_epoch(batches(epoch), loss)
+                mean_loss = training.run_epoch(batches(epoch), how.loss)
                 if progress is not None:
                     progress(epoch + 1, mean_loss)
     header = RecordingHeader(
         fingerprint=fingerprint(model),
         source=source,
-        origin=origin,
+        origin=how.origin,
         num_batches=training.num_batches,
         batch_size=training.batch_size,
         learning_rate=learning_rate,
-        norm=mode,
-        seed=seed,
+        norm=how.norm,
+        seed=how.seed,
         sketch_size=SKETCH_SIZE,
         layers=tuple(_recorded_layer(layer) for layer in traced.layers),
         tail_index=tuple(training.tail_index),

@@ -48,7 +48,7 @@ def priorities_without_data(
     return calibrate(
         model,
         synthetic_batches(model, inputs, _SYNTHETIC_BATCHES),
-        norm=traced.settings.norm,
+        norm=traced.options.norm,
         source=PrioritySource.SYNTHETIC,
         origin="normal noise, random targets",
         traced=traced,

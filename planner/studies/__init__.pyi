@@ -1,10 +1,9 @@
 from .exports import check_extras as check_extras
 from .exports import write_views as write_views
 from .grids import Axes as Axes
-from .grids import parse_batch_sizes as parse_batch_sizes
-from .grids import parse_budgets as parse_budgets
 from .reports import study_report as study_report
 from .rows import StudyRow as StudyRow
+from .runs import Listener as Listener
 from .runs import Study as Study
 from .runs import run_study as run_study
 from .runs import study as study

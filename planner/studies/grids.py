@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Final
+from typing import Final, Self, TypedDict
 
 from trady.planner.errors import StudyError
-from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, Scope
+from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, Scope, choose
 from trady.planner.studies.rows import Setting
 from trady.planner.units import parse_bytes
 
@@ -15,6 +15,17 @@ from trady.planner.units import parse_bytes
 DEFAULT_BUDGETS: Final = 24
 #: A grid of more rows has to be asked for twice.
 MOST_ROWS: Final = 100_000
+
+
+class AxesKeywords(TypedDict, total=False):
+    """:class:`Axes` as a user gives them."""
+
+    budgets: str | Sequence[int | str] | None
+    batch_sizes: str | Sequence[int]
+    optimizers: Sequence[OptimizerKind | str]
+    dtypes: Sequence[DType | str | None]
+    inputs: Sequence[str]
+    norms: Sequence[NormMode | str]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,30 @@ class Axes:
     batch_sizes: tuple[int, ...] = (1,)
     optimizers: tuple[OptimizerKind, ...] = (DEFAULT_OPTIMIZER,)
     budgets: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, options: "AxesKeywords") -> Self:
+        """From values as a user gives them: ranges and lists also as text.
+
+        Error:
+            StudyError: A range is empty or reversed.
+            StrategyError: A name is unknown.
+            UnitError: A budget is no size.
+        """
+        budgets = options.get("budgets")
+        return cls(
+            inputs=tuple(options.get("inputs", ("",))),
+            norms=tuple(choose(NormMode, norm, "Norm mode") for norm in options.get("norms", (NormMode.FROZEN,))),
+            dtypes=tuple(
+                None if dtype is None else choose(DType, dtype, "Element type")
+                for dtype in options.get("dtypes", (None,))
+            ),
+            batch_sizes=parse_batch_sizes(options.get("batch_sizes", (1,))),
+            optimizers=tuple(
+                choose(OptimizerKind, name, "Optimizer") for name in options.get("optimizers", (DEFAULT_OPTIMIZER,))
+            ),
+            budgets=() if budgets is None else parse_budgets(budgets),
+        )
 
     def num_rows(self, num_models: int) -> int:
         """Rows for so many models."""

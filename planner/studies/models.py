@@ -12,7 +12,7 @@ from torch import nn
 from trady.planner.costs import StepMemory, build_cost_table, memory_of_step
 from trady.planner.errors import PlanError, TradyError
 from trady.planner.ledger import CostTable
-from trady.planner.models import Inputs, LossFunction, input_tensors, is_on_meta, load_model
+from trady.planner.models import Inputs, LossFunction, input_tensors, is_on_meta, load_model, torch_dtype
 from trady.planner.options import DType, NormMode, OptimizerKind, Scope
 from trady.planner.planning import Prepared, candidate_layers, prepare, priorities_from_data, priorities_of
 from trady.planner.priorities import Priorities, priorities_without_data
@@ -20,7 +20,7 @@ from trady.planner.studies.columns import Column
 from trady.planner.studies.grids import Axes
 from trady.planner.studies.rows import Remedy, Setting
 from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
-from trady.planner.tracing import Layer, Trace, torch_dtype, trace
+from trady.planner.tracing import Layer, Trace, trace
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,21 @@
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 from trady.planner.errors import StudyError
-from trady.planner.options import DEFAULT_OPTIMIZER, DType, NormMode, OptimizerKind, Scope, choose
+from trady.planner.options import check_keywords
 from trady.planner.parallel import in_processes, on_ray
 from trady.planner.priorities import Priorities
 from trady.planner.studies.answers import Answers
 from trady.planner.studies.columns import Column, Piece, pieces_of, plan_rows
 from trady.planner.studies.folders import StudyFolder, read_definition, read_rows
-from trady.planner.studies.grids import Axes, parse_batch_sizes, parse_budgets
+from trady.planner.studies.grids import Axes, AxesKeywords
 from trady.planner.studies.rows import Setting, StudyRow
-from trady.planner.studies.specs import Common, Failure, ModelSpec, ModuleSpec
+from trady.planner.studies.specs import Common, CommonKeywords, Failure, ModelSpec, ModuleSpec
 
 if TYPE_CHECKING:
     import pandas
@@ -27,9 +27,44 @@ if TYPE_CHECKING:
 
 _SCHEMA_VERSION: Final = 1
 
-#: Called with a stage in words, or with the number of rows that came.
 Say = Callable[[str], None]
-Count = Callable[[int], None]
+
+
+def _silent(_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told how far a study is.
+
+    Args:
+        say: Called with a line of text before each stage.
+        count: Called with the number of rows that came.
+    """
+
+    say: Say = _silent
+    count: Callable[[int], None] = _silent
+
+
+class LoadingKeywords(TypedDict, total=False):
+    """How models by name are loaded: :func:`trady.planner.models.loading.load_model` says more."""
+
+    arch: str | None
+    loss: str | None
+    trust_pickle: bool
+    pretrained: bool
+    meta: bool
+
+
+class StudyKeywords(AxesKeywords, CommonKeywords, LoadingKeywords, total=False):
+    """Everything that :func:`study` takes beside the models."""
+
+    target_coverage: float | None
+    priorities: Priorities | str | Path | None
+    output: str | Path | None
+    workers: int | None
+    progress: Callable[[int], None] | None
 
 
 @dataclass(frozen=True)
@@ -77,21 +112,7 @@ class Study:
 
 def study(
     models: "str | Path | tuple[nn.Module, Inputs] | Sequence[str | Path] | Mapping[str, tuple[nn.Module, Inputs]]",
-    *,
-    budgets: str | Sequence[int | str] | None = None,
-    batch_sizes: str | Sequence[int] = (1,),
-    optimizers: Sequence[OptimizerKind | str] = (DEFAULT_OPTIMIZER,),
-    dtypes: Sequence[DType | str | None] = (None,),
-    inputs: Sequence[str] = ("",),
-    norms: Sequence[NormMode | str] = (NormMode.FROZEN,),
-    scope: Scope | str = Scope.UPDATE,
-    epochs: int = 50,
-    target_coverage: float | None = None,
-    priorities: Priorities | str | Path | None = None,
-    output: str | Path | None = None,
-    workers: int | None = None,
-    progress: Count | None = None,
-    **options: Any,
+    **options: Unpack[StudyKeywords],
 ) -> Study:
     """Plan every combination of what is asked for; one trace answers all budgets, batch sizes and optimizers.
 
@@ -101,42 +122,39 @@ def study(
     Args:
         models: A name or file as ``trady-plan`` takes it, several of them, ``(module, example inputs)``, or such pairs
             by name.
-        budgets: ``"32KB:4MB:24"`` for sizes of equal ratio, a list of sizes, or nothing: then each combination gets
-            24 from the smallest that trains anything to what training everything takes.
-        batch_sizes: Samples of a micro-batch: ``(1, 8, 32)`` or ``"1:64:7"``.
-        optimizers: ``"sinkgd"``, ``"sgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
-        dtypes: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (accounting); ``None`` leaves the model's own.
-        inputs: Shapes of one sample, ``"3x224x224"``, for models by name.
-        norms: ``"frozen"``, ``"train"``.
-        scope: What the budgets hold.
-        epochs: Planned epochs.
-        target_coverage: Instead of budgets: find the smallest one, to 1 %, whose plan reaches this share of the RGN by
-            the last epoch.
-        priorities: Gradient norms, or their file, for a single model; else they are found without data.
-        output: Folder to stream rows to; an interrupted study in it goes on.
-        workers: Processes; one for each processor by default.
-        progress: Called with the number of rows that came.
-        **options: More of :class:`~trady.planner.studies.specs.Common` (``only``, ``train_bias``, ``device``...), which
-            all rows share, and of :func:`trady.planner.models.loading.load_model`, for models by name.
+        **options: ``budgets``: ``"32KB:4MB:24"`` for sizes of equal ratio, a list of sizes, or nothing: then each
+            combination gets 24 from the smallest that trains anything to what training everything takes.
+            ``batch_sizes``: samples of a micro-batch, ``(1, 8, 32)`` or ``"1:64:7"``; 1 by default.
+            ``optimizers``: ``"sinkgd"``, ``"sgd"``, ``"momentum"``, ``"adam"``, ``"adamw"``.
+            ``dtypes``: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (accounting); ``None``, the default,
+            leaves the model's own. ``norms``: ``"frozen"``, ``"train"``.
+            ``inputs``: shapes of one sample, ``"3x224x224"``, for models by name.
+            ``target_coverage``: instead of budgets: find the smallest one, to 1 %, whose plan reaches this share of the
+            RGN by the last epoch.
+            ``priorities``: gradient norms, or their file, for a single model; else they are found without data.
+            ``output``: folder to stream rows to; an interrupted study in it goes on.
+            ``workers``: processes; one for each processor by default.
+            ``progress``: called with the number of rows that came.
+            ``arch``, ``loss``, ``trust_pickle``, ``pretrained``, ``meta``: of
+            :func:`trady.planner.models.loading.load_model`, for models by name.
+            All else is shared by all rows: the fields of :class:`~trady.planner.studies.specs.Common`.
 
     Error:
         StudyError: The grid is empty, or the folder holds another study.
         TradyError: An option is wrong. A model that cannot be planned is among the failures of the result.
     """
+    check_keywords("study", options, StudyKeywords)
+    priorities = options.get("priorities")
     known = Priorities.load(priorities) if isinstance(priorities, str | Path) else priorities
-    axes = Axes(
-        inputs=tuple(inputs),
-        norms=tuple(choose(NormMode, norm, "Norm mode") for norm in norms),
-        dtypes=tuple(None if dtype is None else choose(DType, dtype, "Element type") for dtype in dtypes),
-        batch_sizes=parse_batch_sizes(batch_sizes),
-        optimizers=tuple(choose(OptimizerKind, optimizer, "Optimizer") for optimizer in optimizers),
-        budgets=() if budgets is None else parse_budgets(budgets),
-    )
-    shared = {field.name: options.pop(field.name) for field in fields(Common) if field.name in options}
-    common = Common.of(scope=scope, epochs=epochs, **shared)
-    specs = _specs(models, known, options)
+    loading = {name: value for name, value in options.items() if name in LoadingKeywords.__annotations__}
     return run_study(
-        specs, axes, common, target=target_coverage, output=output, workers=workers, count=progress or _silent
+        _specs(models, known, loading),
+        Axes.read(options),
+        Common.read(options),
+        target=options.get("target_coverage"),
+        output=options.get("output"),
+        workers=options.get("workers"),
+        listener=Listener(count=options.get("progress") or _silent),
     )
 
 
@@ -149,8 +167,7 @@ def run_study(
     output: str | Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
-    say: Say = lambda _: None,
-    count: Count = lambda _: None,
+    listener: "Listener | None" = None,
 ) -> Study:
     """Run a study whose parts are read already.
 
@@ -162,20 +179,20 @@ def run_study(
         output: Folder to stream rows to.
         workers: Processes; one for each processor by default.
         ray: Address of a Ray cluster that solves in their place; empty for one on this machine.
-        say: Called with a line of text before each stage.
-        count: Called with the number of rows that came.
+        listener: Who is told how far it is.
 
     Error:
         StudyError: The grid is empty or contradicts itself, or the folder holds another study.
     """
     _check(specs, axes, common, target)
+    told = listener or Listener()
     folder = None if output is None else StudyFolder(output, _definition(specs, axes, common, target))
     found: dict[Setting, StudyRow] = {} if folder is None else dict(folder.known)
-    count(len(found))
+    told.count(len(found))
     failures: list[str] = []
 
     def pieces() -> Iterator[Piece]:
-        for column in _columns(specs, axes, common, found.keys(), workers, say):
+        for column in _columns(specs, axes, common, found.keys(), workers, told.say):
             if isinstance(column, Failure):
                 failures.append(f"{column.where}: {column.why}")
                 take(column.rows())
@@ -186,7 +203,7 @@ def run_study(
         found.update((row.setting, row) for row in rows)
         if folder is not None:
             folder.add(rows)
-        count(len(rows))
+        told.count(len(rows))
 
     solved = in_processes(plan_rows, pieces(), workers) if ray is None else on_ray(plan_rows, pieces(), ray or None)
     with closing(solved):
@@ -206,7 +223,7 @@ def _definition(
         "schema_version": _SCHEMA_VERSION,
         "models": [spec.record() for spec in specs],
         "axes": asdict(axes),
-        "common": asdict(common),
+        "common": common.model_dump(),
         "target_coverage": target,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "ortools")},
     }
@@ -304,7 +321,3 @@ def _specs(models: Any, priorities: Priorities | None, loading: dict[str, Any]) 
     if priorities is not None and len(specs) > 1:
         raise StudyError("Priorities are of one model, but several are studied. Study one model, or leave them out.")
     return specs
-
-
-def _silent(_: object) -> None:
-    return None

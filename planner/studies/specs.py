@@ -1,15 +1,15 @@
 """What a study is made of: its models, and what all its rows share. No torch."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypedDict
 
-from trady.planner.options import DType, MemoryFormat, Scope, choose, read_patterns
-from trady.planner.planning import ChoiceOptions
+from trady.planner.options import DType, MemoryFormat, Scope
+from trady.planner.planning import ChoiceOptions, Patterns
 from trady.planner.priorities import Priorities
+from trady.planner.records import Record, one_of
 from trady.planner.solver import DEFAULT_TOLERANCE
 from trady.planner.studies.rows import Setting, StudyRow
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 _BLOCK: Final = 1 << 20
 
 
-@dataclass(frozen=True)
-class Common:
+class Common(Record):
     """What all rows of a study share.
 
     Args:
@@ -43,41 +42,46 @@ class Common:
         memory_format: Layout.
     """
 
-    scope: Scope = Scope.UPDATE
+    scope: Annotated[Scope, one_of(Scope, "Scope")] = Scope.UPDATE
     epochs: int = 50
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    only: Patterns = ()
+    exclude: Patterns = ()
     max_depth: int | None = None
     max_backward_macs: int | None = None
     min_channels: int = 1
     horizon: float | None = None
     tolerance: float = DEFAULT_TOLERANCE
-    train: tuple[str, ...] = ()
+    train: Patterns = ()
     train_bias: bool = False
     head: str = "auto"
-    amp: DType | None = None
+    amp: Annotated[DType | None, one_of(DType, "Autocast type")] = None
     device: str = "cpu"
-    memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
-
-    @classmethod
-    def of(cls, **options: Any) -> "Common":
-        """From values as a user types them: enums by value, one pattern or several.
-
-        Error:
-            StrategyError: A value is none of the known ones.
-        """
-        read: dict[str, Callable[[Any], Any]] = {
-            "scope": partial(choose, Scope, subject="Scope"),
-            "amp": lambda value: None if value is None else choose(DType, value, "Autocast type"),
-            "memory_format": partial(choose, MemoryFormat, subject="Layout"),
-            **dict.fromkeys(("only", "exclude", "train"), read_patterns),
-        }
-        return cls(**{name: read[name](value) if name in read else value for name, value in options.items()})
+    memory_format: Annotated[MemoryFormat, one_of(MemoryFormat, "Layout")] = MemoryFormat.CONTIGUOUS
 
     def request(self, setting: Setting) -> ChoiceOptions:
         """What a row asks of the solver."""
         of_setting = {"budget": setting.budget_bytes, "optimizer": setting.optimizer}
-        return ChoiceOptions.read(vars(self) | of_setting)
+        return ChoiceOptions.read(dict(self) | of_setting)
+
+
+class CommonKeywords(TypedDict, total=False):
+    """:class:`Common` as a user gives them."""
+
+    scope: Scope | str
+    epochs: int
+    only: str | Sequence[str]
+    exclude: str | Sequence[str]
+    max_depth: int | None
+    max_backward_macs: int | None
+    min_channels: int
+    horizon: float | None
+    tolerance: float
+    train: str | Sequence[str]
+    train_bias: bool
+    head: str
+    amp: DType | str | None
+    device: str
+    memory_format: MemoryFormat | str
 
 
 @dataclass(frozen=True)

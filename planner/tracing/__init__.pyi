@@ -1,7 +1,6 @@
 from .calls import Call as Call
 from .calls import Shape as Shape
 from .fake_model import FakeModel as FakeModel
-from .fake_model import StepSettings as StepSettings
 from .gradient_lifetimes import GradientStorage as GradientStorage
 from .layers import CONVOLUTIONS as CONVOLUTIONS
 from .layers import GROUPED_PRODUCTS as GROUPED_PRODUCTS
@@ -18,5 +17,4 @@ from .records import StorageRecord as StorageRecord
 from .records import TensorRecord as TensorRecord
 from .tracing import Recordings as Recordings
 from .tracing import Trace as Trace
-from .tracing import torch_dtype as torch_dtype
 from .tracing import trace as trace

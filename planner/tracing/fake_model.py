@@ -7,7 +7,6 @@ import copy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from trady.planner.models import (
     MODEL_LOSS,
     Inputs,
     LossFunction,
+    StepOptions,
     batch_size_of,
     call_model,
     input_tensors,
@@ -34,46 +34,13 @@ from trady.planner.models import (
     set_training_mode,
     step_loss,
     synthetic_targets,
+    torch_dtype,
 )
-from trady.planner.options import MemoryFormat, NormMode
+from trady.planner.options import MemoryFormat
 from trady.planner.tracing.lifetimes import LifetimeRecorder, Lifetimes
 from trady.planner.tracing.recorder import Recorder
 from trady.planner.tracing.records import Capture
 from trady.planner.tracing.saved_tensor_probes import TriggerProbes
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """How a step is run: everything that changes what is saved, the batch size apart.
-
-    Args:
-        norm: What norms with running statistics do.
-        dtype: Element type floating-point parameters, buffers and inputs are cast to; ``None`` keeps theirs.
-        amp: Autocast element type; ``None`` for none.
-        device: Device the step is planned for.
-        memory_format: Layout of four-dimensional tensors.
-    """
-
-    norm: NormMode = NormMode.FROZEN
-    dtype: torch.dtype | None = None
-    amp: torch.dtype | None = None
-    device: str = "cpu"
-    memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The autocast context of the step, or an empty one.
-
-        Raises:
-            TracingError: Autocast for CUDA where there is no CUDA: torch switches it off there.
-        """
-        if self.amp is None:
-            return nullcontext()
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise TracingError(
-                "Autocast for CUDA cannot be traced on a machine without CUDA. "
-                "Plan with --dtype bfloat16, or on a machine with a CUDA device."
-            )
-        return torch.autocast(self.device, dtype=self.amp)
 
 
 class FakeModel:
@@ -81,15 +48,15 @@ class FakeModel:
 
     Args:
         model: The user's model, on any device (``meta`` too); left untouched.
-        settings: Norm mode, element types, device, layout.
+        options: How its step is run.
     """
 
-    def __init__(self, model: nn.Module, settings: StepSettings) -> None:
+    def __init__(self, model: nn.Module, options: StepOptions) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._settings = settings
+        self._options = options
         self._probes = TriggerProbes()
         with self._mode:
-            self._model = set_training_mode(_fake_copy(model, self._mode, settings), settings.norm)
+            self._model = set_training_mode(_fake_copy(model, self._mode, options), options.norm)
         self._requires_grad = {name: parameter.requires_grad for name, parameter in self._model.named_parameters()}
 
     def capture(
@@ -145,7 +112,7 @@ class FakeModel:
     def _lifetimes(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> Lifetimes:
         inputs, targets = batch
         recorder = LifetimeRecorder(self._model, batch)
-        with self._settings.autocast():
+        with _autocast(self._options):
             with recorder:
                 outputs = call_model(self._model, inputs)
             if targets is None and (loss is not None or own_loss(outputs) is None):
@@ -163,7 +130,7 @@ class FakeModel:
 
     def _batch(self, inputs: Inputs, targets: Any, batch_size: int) -> list[Any]:
         example_size = batch_size_of(inputs)
-        return [_fake_batch(nested, example_size, batch_size, self._settings) for nested in (inputs, targets)]
+        return [_fake_batch(nested, example_size, batch_size, self._options) for nested in (inputs, targets)]
 
     def _try_record(self, batch: list[Any], batch_size: int, loss: LossFunction | None) -> tuple[Capture, bool]:
         """A recording, and whether the next step runs the same operations: a first one may fill in buffers.
@@ -182,7 +149,7 @@ class FakeModel:
     def _record(self, recorder: Recorder, batch: list[Any], batch_size: int, loss: LossFunction | None) -> Capture:
         inputs, targets = batch
         recorder.claim(input_tensors(batch), "input")
-        with recorder.modules_followed(self._model), self._settings.autocast():
+        with recorder.modules_followed(self._model), _autocast(self._options):
             with recorder:
                 outputs = call_model(self._model, inputs)
             if targets is None and (loss is not None or own_loss(outputs) is None):
@@ -201,6 +168,22 @@ class FakeModel:
             )
         del outputs
         return recorder.finish(batch_size, loss_name, read_by_loss)
+
+
+def _autocast(options: StepOptions) -> AbstractContextManager[object]:
+    """The autocast context of the step, or an empty one.
+
+    Raises:
+        TracingError: Autocast for CUDA where there is no CUDA: torch switches it off there.
+    """
+    if options.amp is None:
+        return nullcontext()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise TracingError(
+            "Autocast for CUDA cannot be traced on a machine without CUDA. "
+            "Plan with --dtype bfloat16, or on a machine with a CUDA device."
+        )
+    return torch.autocast(options.device, dtype=torch_dtype(options.amp))
 
 
 @contextmanager
@@ -271,14 +254,15 @@ def _explained(error: Exception, recorder: Recorder, model: nn.Module) -> str:
     )
 
 
-def _fake_copy(model: nn.Module, mode: FakeTensorMode, settings: StepSettings) -> nn.Module:
+def _fake_copy(model: nn.Module, mode: FakeTensorMode, options: StepOptions) -> nn.Module:
     """Deep copy in which every parameter and buffer is fake: no element is read or copied."""
+    cast_to = torch_dtype(options.dtype)
 
     def fake(tensor: Tensor) -> Tensor:
-        dtype = settings.dtype if settings.dtype is not None and tensor.is_floating_point() else tensor.dtype
-        if settings.memory_format is MemoryFormat.CHANNELS_LAST and tensor.dim() == 4:
-            return torch.empty(tensor.shape, dtype=dtype, device=settings.device, memory_format=torch.channels_last)
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=settings.device)
+        dtype = cast_to if cast_to is not None and tensor.is_floating_point() else tensor.dtype
+        if options.memory_format is MemoryFormat.CHANNELS_LAST and tensor.dim() == 4:
+            return torch.empty(tensor.shape, dtype=dtype, device=options.device, memory_format=torch.channels_last)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=options.device)
 
     def fake_parameter(parameter: nn.Parameter) -> Tensor:
         made = fake(parameter).requires_grad_(parameter.requires_grad)
@@ -295,15 +279,16 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode, settings: StepSettings) -
     return copied
 
 
-def _fake_batch(nested: Any, example_size: int, batch_size: int, settings: StepSettings) -> Any:
+def _fake_batch(nested: Any, example_size: int, batch_size: int, options: StepOptions) -> Any:
     """The example at another batch size; tensors that have no batch dimension stay as they are."""
+    cast_to = torch_dtype(options.dtype)
 
     def fake(tensor: Tensor) -> Tensor:
         batched = tensor.dim() > 0 and tensor.shape[0] == example_size
         shape = (batch_size, *tensor.shape[1:]) if batched else tuple(tensor.shape)
-        dtype = settings.dtype if settings.dtype is not None and tensor.is_floating_point() else tensor.dtype
-        channels_last = settings.memory_format is MemoryFormat.CHANNELS_LAST and len(shape) == 4
+        dtype = cast_to if cast_to is not None and tensor.is_floating_point() else tensor.dtype
+        channels_last = options.memory_format is MemoryFormat.CHANNELS_LAST and len(shape) == 4
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        return torch.empty(shape, dtype=dtype, device=settings.device, memory_format=layout)
+        return torch.empty(shape, dtype=dtype, device=options.device, memory_format=layout)
 
     return map_tensors(fake, nested)

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trady.planner.models import input_tensors
+from trady.planner.models import dtype_name, input_tensors
 from trady.planner.tracing.fake_kernels import run_fake
 from trady.planner.tracing.records import REQUIRING_INPUTS, Capture, Operand, Operation, StorageRecord, TensorRecord
 from trady.planner.tracing.saved_tensor_probes import TriggerProbes
@@ -144,7 +144,7 @@ class Recorder:
             tuple(tensor.shape),
             tuple(tensor.stride()),
             int(tensor.storage_offset()),
-            str(tensor.dtype).removeprefix("torch."),
+            dtype_name(tensor.dtype),
             tensor.element_size(),
         )
 

@@ -4,17 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
-import torch
 from torch import nn
 
 from trady.planner.errors import TracingError
 from trady.planner.lean import OPAQUE
-from trady.planner.models import Inputs, LossFunction, batch_size_of
-from trady.planner.options import DType, MemoryFormat, NormMode, choose, read_patterns
+from trady.planner.models import Inputs, StepKeywords, StepOptions, batch_size_of
+from trady.planner.options import DType, check_keywords
 from trady.planner.tracing.batch_interpolation import interpolate
-from trady.planner.tracing.fake_model import FakeModel, StepSettings
+from trady.planner.tracing.fake_model import FakeModel
 from trady.planner.tracing.layers import Layer, Weights, heads_of
 from trady.planner.tracing.lifetimes import Lifetimes
 from trady.planner.tracing.records import Capture
@@ -65,20 +64,18 @@ class Trace:
         dense: The step with every parameter training that requires a gradient.
         lean: The step with only drawable weights, the head and ``trained`` parameters training.
         batch_size: Samples in the step the figures are for.
-        settings: How the step was run.
+        options: How the step was run.
         head_names: Layers that are always trained and never drawn.
         trained: Other parameters that are always trained, by name.
-        train_patterns: The patterns that named them.
         loss_name: The loss by name.
     """
 
     dense: Recordings
     lean: Recordings
     batch_size: int
-    settings: StepSettings
+    options: StepOptions
     head_names: tuple[str, ...]
     trained: frozenset[str]
-    train_patterns: tuple[str, ...]
     loss_name: str
     _lifetimes: Callable[[int], Lifetimes] = field(repr=False, compare=False)
     _cache: dict[int, "Trace"] = field(default_factory=dict, repr=False, compare=False)
@@ -204,53 +201,44 @@ def trace(
     model: nn.Module,
     inputs: Inputs,
     *,
-    norm: NormMode | str = NormMode.FROZEN,
-    loss: LossFunction | None = None,
-    targets: Any = None,
-    dtype: DType | str | None = None,
-    amp: DType | str | None = None,
-    device: str = "cpu",
-    memory_format: MemoryFormat | str = MemoryFormat.CONTIGUOUS,
-    head: str = "auto",
-    train: str | Sequence[str] = (),
     batch_sizes: tuple[int, ...] | None = None,
+    **options: Unpack[StepKeywords],
 ) -> Trace:
     """Record what one training step keeps, without running it and without its memory.
 
     Args:
         model: Any module; left untouched. Weights on the ``meta`` device will do.
         inputs: A tensor ``[B, ...]``, a tuple of positional or a dict of keyword arguments, on any device.
-        norm: ``"frozen"`` keeps running statistics as they are; ``"train"`` updates them.
-        loss: ``loss(outputs, targets)``; by default the model's own loss, else cross-entropy of its logits.
-        targets: Example targets of ``loss``; made up for classification where not given.
-        dtype: Cast floating-point parameters, buffers and inputs first. ``int8`` is accounting: traced as float32.
-        amp: Run under autocast with this type.
-        device: Device the step is planned for.
-        memory_format: ``"contiguous"`` or ``"channels_last"``.
-        head: ``"auto"``, ``"none"``, or the name of the layer that is always trained.
-        train: Patterns of other parameters that are always trained (``"*.norm.*"``).
         batch_sizes: Batch sizes to record; by default 1, 2, 3 (all others follow) and the example's own.
+        **options: ``norm``: ``"frozen"`` keeps running statistics as they are, ``"train"`` updates them.
+            ``loss``: ``loss(outputs, targets)``; by default the model's own loss, else cross-entropy of its logits.
+            ``targets``: example targets of ``loss``; made up for classification where not given.
+            ``dtype``: cast floating-point parameters, buffers and inputs first; ``int8`` is accounting, traced as
+            float32. ``amp``: run under autocast with this type. ``device``: device the step is planned for.
+            ``memory_format``: ``"contiguous"`` or ``"channels_last"``.
+            ``head``: ``"auto"``, ``"none"``, or the name of the layer that is always trained.
+            ``train``: patterns of other parameters that are always trained (``"*.norm.*"``).
 
     Returns:
         The trace at the batch size of ``inputs``; ``.at(n)`` gives any other.
 
     Error:
+        TypeError: A keyword is unknown.
+        PlanError: An option is not what it may be.
         TracingError: The step fails (the module and the shapes are named), depends on the values of tensors,
             or trains nothing.
     """
-    settings = StepSettings(
-        norm=choose(NormMode, norm, "Norm mode"),
-        dtype=torch_dtype(dtype),
-        amp=torch_dtype(amp),
-        device=device,
-        memory_format=choose(MemoryFormat, memory_format, "Memory format"),
-    )
+    check_keywords("trace", options, StepKeywords)
+    loss, targets = options.get("loss"), options.get("targets")
+    step = StepOptions.read(options)
+    if step.dtype is DType.INT8:
+        step = step.model_copy(update={"dtype": DType.FLOAT32})
     batch_size = batch_size_of(inputs)
     sizes = batch_sizes or tuple(dict.fromkeys((1, *_LINE, batch_size)))
     if len(sizes) == 1:
         batch_size = sizes[0]
 
-    fake_model = FakeModel(model, settings)
+    fake_model = FakeModel(model, step)
 
     def record(trainable: frozenset[str] | None) -> Recordings:
         found: dict[int, Capture | TracingError] = {}
@@ -266,9 +254,8 @@ def trace(
     dense = record(None)
     capture = dense.at(batch_size)
     layers = Weights(capture).layers()
-    heads = _heads(capture, layers, head)
-    patterns = read_patterns(train)
-    trained = _named_by(patterns, capture.parameters[:-1])
+    heads = _heads(capture, layers, options.get("head", "auto"))
+    trained = _named_by(step.train, capture.parameters[:-1])
     trainable = {layer.weight_name for layer in layers} | {layer.bias_name for layer in heads} | trained
     lean = record(frozenset(trainable))
     names = tuple(layer.name for layer in heads)
@@ -276,7 +263,7 @@ def trace(
     def lifetimes(size: int) -> Lifetimes:
         return fake_model.lifetimes(inputs, size, targets=targets, loss=loss, trainable=frozenset(trainable))
 
-    return Trace(dense, lean, batch_size, settings, names, trained, patterns, capture.loss_name, lifetimes)
+    return Trace(dense, lean, batch_size, step, names, trained, capture.loss_name, lifetimes)
 
 
 def _named_by(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
@@ -290,14 +277,6 @@ def _named_by(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
             known = ", ".join(names[-3:])
             raise TracingError(f"--train {pattern!r} matches no parameter. Parameters are for instance: {known}.")
     return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
-
-
-def torch_dtype(dtype: DType | str | None) -> torch.dtype | None:
-    """The torch type a plan's element type is traced in; int8 is accounted for on a float32 trace."""
-    if dtype is None:
-        return None
-    chosen = choose(DType, dtype, "Element type")
-    return torch.float32 if chosen is DType.INT8 else getattr(torch, chosen.value)
 
 
 def _heads(capture: Capture, layers: tuple[Layer, ...], head: str) -> tuple[Layer, ...]:
