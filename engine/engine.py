@@ -146,7 +146,7 @@ class Engine(nn.Module):
             return self.model(*args, **kwargs)
 
     @contextmanager
-    def redirected(self, inputs: Any = None) -> Iterator[None]:
+    def redirected(self, inputs: object = None) -> Iterator[None]:
         """The context in which the model's operations run lean; checkpointing enters it again to recompute.
 
         Args:
@@ -288,7 +288,7 @@ class Engine(nn.Module):
         _log.info("%s", report)
         return report
 
-    def measure(self, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Measurement:
+    def measure(self, inputs: Inputs, targets: object = None, loss: LossFunction | None = None) -> Measurement:
         """Planned ledger beside the measured one, for one real step that changes nothing; arguments as in a step."""
         return measure_step(self, inputs, targets, loss)
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trady.planner.plan import Plan
 from trady.planner.planning import layer_priorities
@@ -129,7 +130,7 @@ class Observations:
     channel_ranks: tuple[ChannelRanks, ...] | None
     courses: tuple[Course, ...] | None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """For machines: shares from 0 to 1, correlations from -1 to 1, ``None`` for what is not known."""
         return asdict(self)
 
@@ -189,11 +190,11 @@ def spearman(first: Values, second: Values) -> float | None:
     return min(1.0, max(-1.0, float(one @ two) / scale)) if scale else None
 
 
-def average_ranks(values: Values) -> np.ndarray[Any, np.dtype[np.float64]]:
+def average_ranks(values: Values) -> NDArray[np.float64]:
     """Ranks from 1, equal values sharing the mean of theirs: ``[N]`` -> ``[N]``."""
     _, places, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
     last = counts.cumsum()
-    ranks: np.ndarray[Any, np.dtype[np.float64]] = (last - (counts - 1) / 2)[places]
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[places]
     return ranks
 
 
@@ -229,7 +230,7 @@ def _layer_ranks(plan: Plan, labels: Sequence[str], recordings: Sequence[Gradien
     )
 
 
-def _epoch_rgn(plan: Plan, recording: GradientRecording) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _epoch_rgn(plan: Plan, recording: GradientRecording) -> NDArray[np.float64]:
     """RGN of the plan's layers in each recorded epoch, ``[epochs, layers]``."""
     columns = [
         norms.sum(axis=1, dtype=np.float64) / layer.sample_cost

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 #: What is followed from epoch to epoch -> what it means, as reports say it.
 MEASURES: Final = {
@@ -90,6 +90,6 @@ class SimulationReport:
     lines: Mapping[str, Series]
     notes: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """All of it, for machines: bytes, counts, and shares from 0 to 1."""
         return asdict(self)

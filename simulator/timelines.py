@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from trady.planner.errors import PlanError
 from trady.planner.ledger import PEAK_LINES, BatchedLedger, CostTable, Moment, MomentKind, active_bits, with_margin
@@ -37,7 +37,7 @@ class LiveMoment:
         """All parts, the margin included."""
         return sum(self.num_bytes.values())
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data."""
         return {
             "kind": self.kind.value,
@@ -75,7 +75,7 @@ class Timeline:
         """The most that lives at any moment: scope ``peak`` of the draw's ledger."""
         return self.peak_moment.total_bytes
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data: every moment, part by part."""
         return {
             "epoch": self.epoch,

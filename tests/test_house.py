@@ -67,3 +67,86 @@ def test_rooms_can_be_held_in_the_eye(path: Path) -> None:
 def test_no_shelf_is_full() -> None:
     for folder in {path.parent for path in FILES if path.is_relative_to(REPOSITORY / "planner")}:
         assert len(list(folder.glob("*.py"))) <= 16, folder
+
+
+#: Where ``Any`` stays in a public signature, and why.
+UNTYPED = {
+    "what click parsed, by the options' names": (
+        "Numbers.convert",
+        "fields_of",
+        "options_for",
+        "plan_command",
+        "profile_command",
+        "study_command",
+        "simulate_command",
+        "train_command",
+        "verify_command",
+    ),
+    "PyTorch's dispatcher hands over anything": (
+        "Call.of",
+        "Call.named",
+        "Call.with_tensors",
+        "fake_mixed_norm",
+        "run_fake",
+        "Recorder.record_operation",
+        "TriggerProbes.note",
+    ),
+    "state dicts are PyTorch's: names and anything": (
+        "Engine.state_dict",
+        "Engine.load_state_dict",
+        "Engine.draw_state",
+        "Engine.load_draw_state",
+        "EngineCallback.state_dict",
+        "EngineCallback.load_state_dict",
+        "CarriedState.state_dict",
+        "CarriedState.load_state_dict",
+        "OptimizerFollower.state_dict",
+        "OptimizerFollower.load_state_dict",
+        "generator_states",
+        "set_generator_states",
+        "find_state_dict",
+    ),
+    "PyTorch's own signature": ("Engine.forward", "SinkGD.step"),
+    "what a name or a file stands for": ("load_factory", "resolve_name", "load_safely"),
+    "fields as JSON, checked where they are read": ("History.restored", "read_definition", "MemoryCosts.of"),
+    "the user's own loss says what it takes": ("step_loss",),
+    "arrays of several types": ("Scratch.array",),
+}
+
+
+def signatures(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Public functions and methods by name."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+            yield prefix + child.name, child
+        elif isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from signatures(child, f"{prefix}{child.name}.")
+
+
+def is_untyped(annotation: ast.expr) -> bool:
+    quoted = (
+        ast.parse(part.value)
+        for part in ast.walk(annotation)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    )
+    trees = [annotation, *(tree for tree in quoted if isinstance(tree, ast.Module))]
+    return any(isinstance(part, ast.Name) and part.id == "Any" for tree in trees for part in ast.walk(tree))
+
+
+def test_any_stands_in_public_signatures_for_a_reason() -> None:
+    untyped = set()
+    for path in FILES:
+        for name, function in signatures(ast.parse(path.read_text())):
+            arguments = (part for part in ast.walk(function.args) if isinstance(part, ast.arg))
+            annotations = [argument.annotation for argument in arguments] + [function.returns]
+            if any(annotation is not None and is_untyped(annotation) for annotation in annotations):
+                untyped.add(name)
+    assert untyped == {name for names in UNTYPED.values() for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_functions_take_few_arguments(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = [part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)]
+            assert len([name for name in given if name not in ("self", "cls")]) <= 8, node.name

@@ -60,7 +60,9 @@ class EngineCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             engine.load_draw_state(_load_draw(Path(resume_from)))
             self._drawn_epoch = engine.epoch
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """Check what the Trainer does by itself.
 
         Raises:
@@ -74,7 +76,9 @@ class EngineCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             )
         self._next_epoch = int(state.epoch or 0)
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """Draw, unless the checkpoint that training goes on from was saved inside this very epoch."""
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         if epoch != self._drawn_epoch:
@@ -82,7 +86,7 @@ class EngineCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._drawn_epoch = -1
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
     ) -> None:
         """Clip the gradient of all that trains."""
         if self._max_grad_norm:
@@ -92,12 +96,12 @@ class EngineCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             torch.nn.utils.clip_grad_norm_(self._engine.parameters(), self._max_grad_norm)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Clear the gradient of all that trains."""
         self._optimizer.zero_grad()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Write the draw beside the weights, which are the plain model's."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if args.should_save and folder.is_dir():

@@ -96,7 +96,7 @@ class CarriedState:
             found = old.where(~torch.isin(old.channels, found.channels)).joined(found)
         self._stored[name] = found
 
-    def take(self, name: str, channels: Sequence[int], group: Mapping[str, Any]) -> SliceState | None:
+    def take(self, name: str, channels: Sequence[int], group: Mapping[str, object]) -> SliceState | None:
         """The state of a slice of these channels, which are no longer kept here; ``None`` if none was known.
 
         Args:

@@ -35,7 +35,7 @@ class PlannedModel(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A lean forward pass."""
 
-    def redirected(self, inputs: Any = None) -> AbstractContextManager[None]:
+    def redirected(self, inputs: object = None) -> AbstractContextManager[None]:
         """The context of a lean forward pass."""
 
     def recording(self) -> AbstractContextManager[StorageNotes]:
@@ -50,5 +50,5 @@ class PlannedModel(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """The engine and the modules of the model."""
 
-    def train(self) -> Any:
+    def train(self) -> object:
         """Put all of them in training mode, as planned."""

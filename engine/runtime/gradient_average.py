@@ -114,7 +114,7 @@ def _broadcast(parameters: Iterable[nn.Parameter], group: Any) -> None:
             parameter.copy_(received)
 
 
-def average_(tensors: list[Tensor], group: Any = None) -> None:
+def average_(tensors: list[Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Average tensors over processes, in place."""
     size = dist.get_world_size(group)
     sums = [tensor.contiguous() for tensor in tensors]

@@ -24,7 +24,7 @@ class BatchGuard:
         self._strict = strict
         self._told = False
 
-    def check(self, engine: PlannedModel, inputs: Any) -> None:
+    def check(self, engine: PlannedModel, inputs: object) -> None:
         """Look at the first tensor's first dimension.
 
         Args:
@@ -61,7 +61,7 @@ def _told_of(engine: PlannedModel, found: int, planned: int, inputs: Any) -> str
     )
 
 
-def ledger_at(engine: PlannedModel, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None) -> Ledger:
+def ledger_at(engine: PlannedModel, inputs: Inputs, targets: object = None, loss: LossFunction | None = None) -> Ledger:
     """The ledger of the channels drawn now for other inputs than planned.
 
     Args:

@@ -101,7 +101,7 @@ class Measurement:
             found.append(f"scope {self.scope.value}: {held:,} B, budget {self.budget_bytes:,} B")
         return tuple(found)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Plain data: planned and measured lines and scopes."""
         return {
             "batch_size": self.batch_size,
@@ -172,7 +172,7 @@ class _Held:
 
 
 def measure_step(
-    engine: PlannedModel, inputs: Inputs, targets: Any = None, loss: LossFunction | None = None
+    engine: PlannedModel, inputs: Inputs, targets: object = None, loss: LossFunction | None = None
 ) -> Measurement:
     """Run one real training step and hold every line of the ledger against it; the model stays as it was.
 
@@ -220,7 +220,7 @@ def measure_step(
 
 
 def kept_by_line(
-    engine: PlannedModel, inputs: Inputs, targets: Any, loss: LossFunction | None
+    engine: PlannedModel, inputs: Inputs, targets: object, loss: LossFunction | None
 ) -> tuple[dict[str, int], Tensor]:
     """What autograd keeps for backward when the loss exists, by ledger line, and the loss.
 
@@ -334,7 +334,7 @@ def _made_up(engine: PlannedModel, inputs: Inputs, loss: LossFunction | None) ->
     return None if loss is None and own_loss(outputs) is not None else synthetic_targets(outputs)
 
 
-def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[object]:
     """Mixed precision for forward and loss, or nothing."""
     return nullcontext() if amp is None else torch.autocast(device.type, dtype=getattr(torch, amp.value))
 

@@ -259,7 +259,7 @@ class Redirections:
             return isinstance(weight, nn.Parameter)
         return isinstance(weight._base if weight._is_view() else weight, nn.Parameter)
 
-    def keep(self, layer: Any, inputs: Tensor, dim: int) -> Kept:
+    def keep(self, layer: DrawnLayer, inputs: Tensor, dim: int) -> Kept:
         """Store what a drawn layer needs of its input."""
         stored, whole = layer.group.store(inputs, dim)
         channels = None if whole else stored

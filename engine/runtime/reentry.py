@@ -33,7 +33,7 @@ class Runner(Protocol):
 
     model: nn.Module
 
-    def redirected(self, inputs: Any = None) -> AbstractContextManager[Any]:
+    def redirected(self, inputs: object = None) -> AbstractContextManager[object]:
         """The context of a lean forward pass."""
 
 
@@ -96,12 +96,12 @@ class Reentry:
             entered.pop()[2].__exit__(*(sys.exc_info() if failed else (None, None, None)))
 
 
-def is_active(key: Any) -> bool:
+def is_active(key: object) -> bool:
     """Whether a mode was entered by these hooks, or by the engine's forward, on this thread."""
     return any(found is key for found, *_ in _entered())
 
 
-def mark_active(key: Any) -> Callable[[], None]:
+def mark_active(key: object) -> Callable[[], None]:
     """Tell that the engine's forward runs on this thread; returns what undoes it."""
     entered = _entered()
     entered.append((key, None, None))

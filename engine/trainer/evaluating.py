@@ -32,7 +32,7 @@ class Tally:
     correct: int = 0
     answers: int = 0
 
-    def add(self, loss: float, outputs: Any, batch: Batch) -> None:
+    def add(self, loss: float, outputs: object, batch: Batch) -> None:
         """Count one batch."""
         size = batch_size_of(batch.inputs)
         correct, answers = count_correct(outputs, batch.targets)
@@ -57,7 +57,7 @@ class Tally:
         return self.correct / self.answers if self.answers else None
 
 
-def count_correct(outputs: Any, targets: Any) -> tuple[int, int]:
+def count_correct(outputs: object, targets: object) -> tuple[int, int]:
     """Right answers and all answers of a batch; none of either where the targets are no classes.
 
     Args:

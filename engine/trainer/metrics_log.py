@@ -27,7 +27,7 @@ class MetricsLog:
         self._writer = writer
         self._file = path.open("ab")
 
-    def write(self, kind: str, *, step: int, **figures: Any) -> None:
+    def write(self, kind: str, *, step: int, **figures: object) -> None:
         """Add a line of figures; numbers go to TensorBoard too.
 
         Args:

@@ -69,8 +69,8 @@ class PlannedModel:
         """A batch as the model takes it: on its device, of its type and layout, labels where it computes the loss."""
         inputs = map_tensors(self._placed_input, batch.inputs)
         targets = map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch.targets)
-        wants_labels = self.plan.model.loss == MODEL_LOSS and isinstance(inputs, dict) and "labels" not in inputs
-        if wants_labels and targets is not None:
+        wants_labels = self.plan.model.loss == MODEL_LOSS and targets is not None
+        if wants_labels and isinstance(inputs, dict) and "labels" not in inputs:
             inputs = {**inputs, "labels": targets}
         return Batch(inputs, targets)
 

@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from trady.planner.errors import EngineError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Processes:
             return flags
         return tuple(bool(found) for found in self._reduced(flags, dist.ReduceOp.MAX))
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: Value) -> list[Value]:
         """The value of every process, by rank; only the first process gets them all."""
         if self.size == 1:
             return [value]

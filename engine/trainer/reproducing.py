@@ -39,7 +39,7 @@ def seed_generators(seed: int, rank: int) -> None:
     torch.manual_seed(mixed)
 
 
-def machine_description() -> dict[str, Any]:
+def machine_description() -> dict[str, object]:
     """What bit-identical results depend on besides the seed."""
     return {
         "torch": str(torch.__version__),

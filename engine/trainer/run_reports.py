@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -22,7 +21,7 @@ def training_report(report: TrainingReport) -> RenderableType:
     return Group(*parts)
 
 
-def training_json(report: TrainingReport) -> dict[str, Any]:
+def training_json(report: TrainingReport) -> dict[str, object]:
     """Everything, for a program."""
     history = report.history
     return {

@@ -71,7 +71,7 @@ class Stepper:
         if self._options.compile:
             self._wrapped = torch.compile(self._wrapped)
 
-    def forward(self, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[object, Tensor]:
         """Outputs and loss of a batch on the model's device, under the run's precision."""
         with autocast(self._processes.device, self._options.amp):
             outputs = call_model(model, batch.inputs)

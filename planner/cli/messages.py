@@ -18,7 +18,7 @@ _INTERRUPTED: Final = 130
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
 
-def output_path() -> Any:
+def output_path() -> object:
     """Type of an option that names a file to write."""
     return click.Path(dir_okay=False, path_type=Path)
 

@@ -1,7 +1,7 @@
 """The model that a command is about: loaded, given its head and its data."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +22,7 @@ def model_options(command: Command) -> Command:
 
 
 def take_model(
-    say: Callable[[str], None], model: str, options: dict[str, Any], norm: NormMode
+    say: Callable[[str], None], model: str, options: dict[str, object], norm: NormMode
 ) -> "tuple[Prepared, CalibrationOptions, Callable[[], Priorities] | None]":
     """The model with its head and data, and a function that measures priorities where there is data to do it on.
 

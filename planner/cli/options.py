@@ -56,7 +56,7 @@ def options_of(
     return decorate
 
 
-def taken(record: type[Fields], options: dict[str, Any]) -> Fields:
+def taken(record: type[Fields], options: dict[str, object]) -> Fields:
     """The record of the values that its options got; they are taken out of the others.
 
     Error:

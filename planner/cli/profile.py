@@ -97,7 +97,7 @@ def _record(
 ) -> "GradientRecording":
     from trady.planner.planning import record_from_data
 
-    return record_from_data(prepared, epochs=epochs, learning_rate=lr, norm=norm, say=say, **dict(calibration))
+    return record_from_data(prepared, epochs=epochs, learning_rate=lr, calibration=calibration, norm=norm, say=say)
 
 
 def _synthetic(prepared: "Prepared", say: Callable[[str], None]) -> "Priorities":

@@ -1,10 +1,12 @@
 """Pictures to normalised tensors, from files, from packed JPEG bytes and from arrays of pixels."""
 
+import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trady.planner.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _MODE_OF_CHANNELS: Final = {1: "L", 3: "RGB"}
@@ -61,20 +66,19 @@ class PictureFormat:
         return [problem for problem, holds in rules.items() if not holds]
 
 
-def require_pillow() -> Any:
+def require_pillow() -> ModuleType:
     """The module ``PIL.Image``.
 
     Raises:
         DataError: Pillow is not installed.
     """
     try:
-        from PIL import Image
+        return importlib.import_module("PIL.Image")
     except ImportError as error:
         raise DataError('Pictures are read with Pillow, which is not installed. pip install "trady[vision]"') from error
-    return Image
 
 
-def picture_tensor(image: Any, picture: PictureFormat) -> Tensor:
+def picture_tensor(image: "Image", picture: PictureFormat) -> Tensor:
     """Make a Pillow image a model's input.
 
     The short side is resized to ``round(side / crop_fraction)`` with the aspect ratio kept, then the

@@ -8,7 +8,7 @@ what autograd saves for the operands that need a gradient.
 from collections.abc import Mapping
 from enum import Enum, auto
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 
 class LeanForm(Enum):
@@ -61,7 +61,7 @@ OPAQUE: Final = frozenset(
 )
 
 
-def lean_form(target: str, api: str, attributes: Mapping[str, Any], trained: frozenset[str]) -> LeanForm | None:
+def lean_form(target: str, api: str, attributes: Mapping[str, object], trained: frozenset[str]) -> LeanForm | None:
     """The lean form of an operation, or ``None`` where it keeps what autograd saves.
 
     Args:

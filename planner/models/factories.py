@@ -6,10 +6,11 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -76,7 +77,7 @@ class BuildOptions:
         """Whether to look for pretrained weights at all."""
         return self.pretrained and not self.meta and self.num_classes is None
 
-    def device(self) -> Any:
+    def device(self) -> AbstractContextManager[object]:
         """The context a model is built in."""
         return torch.device("meta") if self.meta else nullcontext()
 
@@ -91,7 +92,7 @@ def closest_name(name: str, known: Iterable[str]) -> str:
     return f" Closest: {', '.join(matches)}." if matches else ""
 
 
-def import_package(name: str, extra: str) -> Any:
+def import_package(name: str, extra: str) -> ModuleType:
     """A library, or the way to it.
 
     Raises:
@@ -105,7 +106,7 @@ def import_package(name: str, extra: str) -> Any:
         ) from error
 
 
-def built_quietly(text: str, function: Callable[[], Any], options: BuildOptions) -> Any:
+def built_quietly(text: str, function: Callable[[], nn.Module], options: BuildOptions) -> nn.Module:
     """Call a library's builder on the asked device, quietly.
 
     Some builders compute with tensors (RegNet), which the meta device cannot: they build on the CPU and move.

@@ -241,8 +241,8 @@ def _exported_inputs(path: Path, positional: tuple[Any, ...], keywords: dict[str
             f"{path} was exported with positional and keyword arguments together, which is one too many ways. "
             "Export it with all inputs of one kind."
         )
-    detached = map_tensors(lambda tensor: tensor.detach().cpu(), keywords or positional)
-    return detached[0] if not keywords and len(positional) == 1 else detached  # type: ignore[no-any-return]
+    given: Inputs = keywords or (positional[0] if len(positional) == 1 else positional)
+    return map_tensors(lambda tensor: tensor.detach().cpu(), given)
 
 
 def _unpickle(path: Path, trust_pickle: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from trady.planner.options import DType
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+Nested = TypeVar("Nested")
+"""Tensors in tuples, lists and mappings, and whatever stands beside them."""
 
 CROSS_ENTROPY: Final = "cross_entropy"
 MODEL_LOSS: Final = "model"
@@ -31,7 +33,7 @@ class Batch:
     targets: Any = None
 
 
-def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
+def call_model(model: Callable[..., object], inputs: Inputs) -> object:
     """Call the model the way its inputs ask for: keywords, positions, or one tensor."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
@@ -40,7 +42,7 @@ def call_model(model: Callable[..., Any], inputs: Inputs) -> Any:
     return model(inputs)
 
 
-def input_tensors(inputs: Any) -> Iterator[Tensor]:
+def input_tensors(inputs: object) -> Iterator[Tensor]:
     """Every tensor inside nested inputs, in order."""
     if isinstance(inputs, Tensor):
         yield inputs
@@ -52,15 +54,16 @@ def input_tensors(inputs: Any) -> Iterator[Tensor]:
             yield from input_tensors(value)
 
 
-def map_tensors(function: Callable[[Tensor], Any], inputs: Any) -> Any:
-    """The same nested inputs with every tensor replaced."""
+def map_tensors(function: Callable[[Tensor], object], inputs: Nested) -> Nested:
+    """The same nested inputs with every tensor replaced; lists come back as tuples."""
+    mapped: Any = inputs
     if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: map_tensors(function, value) for name, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(map_tensors(function, value) for value in inputs)
-    return inputs
+        mapped = function(inputs)
+    elif isinstance(inputs, Mapping):
+        mapped = {name: map_tensors(function, value) for name, value in inputs.items()}
+    elif isinstance(inputs, tuple | list):
+        mapped = tuple(map_tensors(function, value) for value in inputs)
+    return mapped  # type: ignore[no-any-return]
 
 
 def batch_size_of(inputs: Inputs) -> int:
@@ -77,7 +80,7 @@ def batch_size_of(inputs: Inputs) -> int:
     )
 
 
-def own_loss(outputs: Any) -> Tensor | None:
+def own_loss(outputs: object) -> Tensor | None:
     """The loss a model computes itself, where its output carries one."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     if loss is None and isinstance(outputs, Tensor) and outputs.dim() == 0 and outputs.is_floating_point():
@@ -85,7 +88,7 @@ def own_loss(outputs: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def logits_of(outputs: Any) -> Tensor:
+def logits_of(outputs: object) -> Tensor:
     """The tensor that looks like logits: ``.logits``, the first entry of a tuple or mapping, or the output itself.
 
     Raises:
@@ -102,7 +105,7 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
-def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+def cross_entropy(outputs: object, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the logits among a model's outputs.
 
     Logits ``[B, K]`` take targets ``[B]``; token logits ``[B, T, K]`` take ``[B, T]``; maps ``[B, K, H, W]``
@@ -114,7 +117,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets)
 
 
-def synthetic_targets(outputs: Any, generator: torch.Generator | None = None) -> Tensor:
+def synthetic_targets(outputs: object, generator: torch.Generator | None = None) -> Tensor:
     """Uniform random class labels of the shape :func:`cross_entropy` expects for these outputs."""
     logits = logits_of(outputs)
     class_dim = 2 if logits.dim() == 3 else 1
@@ -122,7 +125,7 @@ def synthetic_targets(outputs: Any, generator: torch.Generator | None = None) ->
     return torch.randint(logits.shape[class_dim], shape, generator=generator).to(logits.device)
 
 
-def loss_name_of(outputs: Any, loss: LossFunction | None) -> str:
+def loss_name_of(outputs: object, loss: LossFunction | None) -> str:
     """How the step's loss is named in a plan: the user's function, the model's own, or cross-entropy."""
     if loss is not None and loss is not cross_entropy:
         module = getattr(loss, "__module__", type(loss).__module__)
@@ -133,7 +136,7 @@ def loss_name_of(outputs: Any, loss: LossFunction | None) -> str:
     return CROSS_ENTROPY
 
 
-def step_loss(outputs: Any, targets: Any, loss: LossFunction | None) -> Tensor:
+def step_loss(outputs: object, targets: Any, loss: LossFunction | None) -> Tensor:
     """The scalar a training step differentiates.
 
     Args:

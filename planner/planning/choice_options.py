@@ -1,7 +1,7 @@
 """What may be chosen, and within what: the options of ``make_plan`` and of the commands that choose."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -86,7 +86,7 @@ class ChoiceOptions(Record):
     ] = None
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Self:
+    def read(cls, values: Mapping[str, object]) -> Self:
         """From keywords as a user gives them, the budget as ``budget``; those of other records are passed over.
 
         Error:

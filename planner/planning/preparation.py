@@ -27,7 +27,7 @@ from trady.planner.models import (
 )
 from trady.planner.options import NormMode
 from trady.planner.plan import PictureRecord
-from trady.planner.planning.model_options import DEFAULT_BATCH_SIZE, DEFAULT_BATCHES
+from trady.planner.planning.model_options import DEFAULT_BATCH_SIZE, DEFAULT_BATCHES, CalibrationOptions
 from trady.planner.planning.planning import ModelSource
 from trady.planner.priorities import (
     DEFAULT_LEARNING_RATE,
@@ -252,10 +252,8 @@ def record_from_data(
     *,
     epochs: int,
     learning_rate: float = DEFAULT_LEARNING_RATE,
-    num_batches: int = DEFAULT_BATCHES,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    calibration: CalibrationOptions | None = None,
     norm: NormMode | str = NormMode.FROZEN,
-    seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> GradientRecording:
     """Record gradients on a prepared model's data, other samples in another order each epoch.
@@ -266,10 +264,8 @@ def record_from_data(
         prepared: Model and data.
         epochs: Epochs to train.
         learning_rate: Of SGD.
-        num_batches: Batches of an epoch.
-        batch_size: Samples in each.
+        calibration: Batches of an epoch, samples in each, and the seed that chooses them and their order.
         norm: What norms with running statistics do meanwhile.
-        seed: Chooses the samples and their order.
         say: Called with a line of text after each epoch.
 
     Raises:
@@ -281,8 +277,10 @@ def record_from_data(
     if prepared.data is None:
         raise DataError("Recording gradients needs labelled data. Give --data.")
 
+    how = calibration or CalibrationOptions()
+
     def batches(epoch: int) -> Iterator[Batch]:
-        return take_batches(prepared.data, batch_size, num_batches, _epoch_seed(seed, epoch))
+        return take_batches(prepared.data, how.batch_size, how.num_batches, _epoch_seed(how.seed, epoch))
 
     loaded = prepared.loaded
     say(f"Recording {epochs} epochs of training, learning rate {learning_rate:g}")
@@ -295,7 +293,7 @@ def record_from_data(
         norm=norm,
         source=loaded.source,
         origin=origin_of(prepared.data),
-        seed=seed,
+        seed=how.seed,
         head=prepared.asked_head,
         progress=lambda done, mean_loss: say(f"Recorded epoch {done} of {epochs}, mean loss {mean_loss:.4g}"),
     )

@@ -272,7 +272,7 @@ def batch_loss(model: nn.Module, batch: Batch, loss: LossFunction | None) -> Ten
     return step_loss(call_model(model, inputs), targets, loss)
 
 
-def as_batch(item: Batch | tuple[Any, Any] | Mapping[str, Any]) -> Batch:
+def as_batch(item: Batch | tuple[Inputs, object] | Mapping[str, object]) -> Batch:
     """One batch of whatever form: a Batch, a pair of inputs and targets, or keywords with the labels inside."""
     if isinstance(item, Batch):
         return item

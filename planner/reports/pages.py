@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trady.planner.errors import TradyError
 from trady.planner.files import check_writable
@@ -18,7 +18,7 @@ PAGE_SUFFIXES: Final = (".html",)
 _ESCAPES: Final = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 
-def page(title: str, body: str, data: Any, scripts: Iterable[str]) -> str:
+def page(title: str, body: str, data: object, scripts: Iterable[str]) -> str:
     """A page of its own: style, scripts, plotly and data in one file.
 
     The browser is told to run no script but these, by their hashes, and to fetch nothing at all.
@@ -63,7 +63,7 @@ def page(title: str, body: str, data: Any, scripts: Iterable[str]) -> str:
 """
 
 
-def embedded_json(data: Any) -> str:
+def embedded_json(data: object) -> str:
     """JSON that may stand in a script's block, whatever its texts are."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(_ESCAPES)
 

@@ -6,11 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from trady.planner.errors import TradyError
 from trady.planner.files import check_writable, write_atomically
 from trady.planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 FIGURE_SUFFIXES: Final = (".png", ".svg")
 DPI: Final = 120
@@ -70,7 +75,7 @@ def _without_font_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def save_figure(figure: Any, path: Path, dpi: float = DPI) -> None:
+def save_figure(figure: "Figure", path: Path, dpi: float = DPI) -> None:
     """Write a figure, whole or not at all; the same figure gives the same bytes.
 
     Args:
@@ -87,14 +92,14 @@ def save_figure(figure: Any, path: Path, dpi: float = DPI) -> None:
     write_atomically(path, content.getvalue())
 
 
-def tidy_axes(axes: Any) -> None:
+def tidy_axes(axes: "Axes") -> None:
     """No frame above and on the right, a faint grid behind."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def label_bytes(axis: Any) -> None:
+def label_bytes(axis: "Axis") -> None:
     """Sizes in readable units along an axis, each with the digits it needs to differ from the next."""
     axis.set_major_formatter(lambda value, _: _tick_text(round(value)))
     axis.set_minor_formatter("")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import fsum
-from typing import Any
 
 from trady.planner.ledger import INDEX_BYTES, BatchedLedger, CostTable
 from trady.planner.options import Inclusion
@@ -200,7 +199,7 @@ def value_shares(plan: Plan) -> tuple[float, ...]:
     return tuple(found / total if total else 0.0 for found in reached)
 
 
-def summary_json(plan: Plan) -> dict[str, Any]:
+def summary_json(plan: Plan) -> dict[str, object]:
     """The plan in short, for machines: what ``trady-plan --json`` prints. Bytes, counts and shares from 0 to 1."""
     figures = plan_figures(plan)
     return {

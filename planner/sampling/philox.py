@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Words: TypeAlias = NDArray[np.uint64]
 HalfWords: TypeAlias = NDArray[np.uint32]
@@ -43,7 +43,7 @@ class Scratch:
     def __init__(self) -> None:
         self._arrays: dict[tuple[str, tuple[int, ...], np.dtype[Any]], NDArray[Any]] = {}
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of that purpose and size, with anything in it."""
         key = name, shape, np.dtype(dtype)
         if key not in self._arrays:
@@ -176,7 +176,7 @@ def unit_interval(words: Words) -> NDArray[np.float64]:
     return ((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2**52
 
 
-def distinct_channels(words: HalfWords, in_channels: int, space: Scratch | None = None) -> NDArray[Any]:
+def distinct_channels(words: HalfWords, in_channels: int, space: Scratch | None = None) -> Channels:
     """The first channels of a uniform permutation in many runs: a draw without repetition, one word for each channel.
 
     Args:

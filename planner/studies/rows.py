@@ -142,7 +142,7 @@ class StudyRow(Record):
         ]
         return " ".join(parts + ([f"--dtype {setting.dtype.value}"] if setting.dtype else []))
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, object]:
         """One level of names for tables: bytes, counts and shares; chosen layers as ``{name: channels}``."""
         setting = self.setting.model_dump(mode="json")
         known: Mapping[str, Any] = {} if self.bought is None else self.bought.model_dump(mode="json")

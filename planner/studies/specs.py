@@ -107,7 +107,7 @@ class ModelSpec:
         """How rows call it."""
         return self.source
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """What tells it from another model: names, options, and what its file holds."""
         path = Path(self.source)
         return {
@@ -138,7 +138,7 @@ class ModuleSpec:
     loss: "LossFunction | None" = None
     priorities: Priorities | None = None
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """What tells it from another model: names, shapes and types of its tensors."""
         from trady.planner.models import fingerprint
 

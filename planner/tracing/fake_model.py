@@ -64,7 +64,7 @@ class FakeModel:
         inputs: Inputs,
         batch_size: int,
         *,
-        targets: Any = None,
+        targets: object = None,
         loss: LossFunction | None = None,
         trainable: frozenset[str] | None = None,
     ) -> Capture:
@@ -93,7 +93,7 @@ class FakeModel:
         inputs: Inputs,
         batch_size: int,
         *,
-        targets: Any = None,
+        targets: object = None,
         loss: LossFunction | None = None,
         trainable: frozenset[str] | None = None,
     ) -> Lifetimes:

@@ -88,7 +88,7 @@ class LifetimeRecorder(TorchDispatchMode):
         self._is_of_parameter: list[bool] = []
         self._backward: _BackwardRecorder | None = None
 
-    def claim(self, tensors: Any) -> None:
+    def claim(self, tensors: object) -> None:
         """Leave out tensors that are there before the step: parameters, buffers, the batch."""
         self._lasting.update(_storage_of(tensor) for tensor in input_tensors(tensors))
 
