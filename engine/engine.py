@@ -65,6 +65,21 @@ class Engine(nn.Module):
     Raises:
         EngineError: The plan is of another model (what differs is named), or for int8.
 
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> engine = Engine(net, plan, seed=0)
+        >>> optimizer = engine.register(torch.optim.SGD(engine.parameters(), lr=0.1))
+        >>> for epoch in range(2):
+        ...     _ = engine.resample(epoch)
+        ...     nn.functional.cross_entropy(engine(pictures), torch.tensor([0, 1])).backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+
     Known limitations:
         Under ``torch.compile`` gradients are the same, but bytes are the compiler's and not the plan's.
         ``DistributedDataParallel`` around the engine holds the slices that were drawn when it was made: where a draw
@@ -262,6 +277,9 @@ class Engine(nn.Module):
             epoch: From 0. Any counter will do: it is all the draw depends on, beside plan, seed and norms seen.
             batches: Labelled batches for the dense pass of ``d-det-rgn``; other strategies take none.
             loss: Loss of that pass; by default the model's own, else cross-entropy.
+
+        Returns:
+            The draw that trains from now on.
 
         Error:
             EngineError: Gradients wait for a step, the optimizer was not registered, or norms are needed.

@@ -35,6 +35,16 @@ def plot_replay(reports: Sequence[SimulationReport], path: str | Path) -> None:
 
     Error:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> from trady.simulator import simulate
+        >>> plot_replay([simulate(plan, trials=20, epochs=4, workers=1)], Path("replay.png"))
     """
     check_suffix(Path(path))
     with matplotlib_ready():

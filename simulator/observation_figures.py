@@ -35,6 +35,17 @@ def draw_observations(observations: Observations, folder: str | Path) -> list[Pa
 
     Raises:
         TradyError: No matplotlib, or a file that cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> from trady.simulator import observe
+        >>> [path.name for path in draw_observations(observe(plan), Path("figures"))]
+        ['rgn-cumulative.png', 'rgn-cumulative.svg']
     """
     place = Path(folder)
     try:

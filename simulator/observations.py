@@ -142,8 +142,22 @@ def observe(plan: Plan, recordings: Sequence[GradientRecording] = ()) -> Observa
         plan: The plan; its layers are the ones looked at.
         recordings: Of this model, on other data, with other seeds or learning rates.
 
+    Returns:
+        Ranks, tails and the RGN curve.
+
     Error:
         CalibrationError: A recording is of another model.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> observations = observe(plan)
+        >>> sorted(observations.as_json())
+        ['channel_ranks', 'courses', 'layer_ranks', 'model', 'priorities', 'rgn']
     """
     for recording in recordings:
         recording.check_fits(*plan.recorded_model)

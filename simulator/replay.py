@@ -64,11 +64,25 @@ def simulate(
             ``tail_index``: alpha of the heavy-tailed noise; the calibration's by default.
             ``workers``: processes; one for each processor by default.
 
+    Returns:
+        Every measure, epoch by epoch: mean, band, standard error and closed form.
+
     Error:
         TypeError: A keyword is unknown.
         PlanError: Epochs or trials out of range, gradients unknown or of another model.
         StrategyError: The policy is unknown or its scheme does not fit the model.
         BudgetError: The budget trains nothing under this policy.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> report = simulate(plan, policy="trady", trials=20, epochs=4, workers=1)
+        >>> report.highest_used_bytes <= 4000, len(report.measures["rgn_reached"].mean)
+        (True, 4)
     """
     check_keywords("simulate", options, SimulationKeywords)
     asked = SimulationOptions.read(options)

@@ -80,6 +80,16 @@ def plot_timeline(timeline: Timeline, path: str | Path) -> None:
 
     Error:
         TradyError: Another suffix, no matplotlib, or a file that cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> from trady.simulator import timeline
+        >>> plot_timeline(timeline(plan), Path("timeline.png"))
     """
     check_suffix(Path(path))
     with matplotlib_ready():

@@ -99,8 +99,21 @@ def timeline(plan: Plan, *, epoch: int = 0, seed: int = 0) -> Timeline:
         epoch: Epoch of the draw, from 0.
         seed: Seed of the run.
 
+    Returns:
+        What lives at each moment of a step, by line of the ledger.
+
     Raises:
         PlanError: The plan does not say when memory is released.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> timeline(plan).peak_bytes == plan.ledger.scopes.peak
+        True
 
     Known limitations:
         Planning measures the kernels that can decide the peak: at lower moments a bound may stand for what a kernel

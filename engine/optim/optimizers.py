@@ -25,6 +25,9 @@ def make_optimizer(
         learning_rate: Its peak.
         momentum: For ``momentum`` only.
         weight_decay: Decoupled for AdamW and SinkGD, as a part of the gradient for the others.
+
+    Returns:
+        The optimizer, of PyTorch or Trady's own.
     """
     kind = OptimizerKind(kind)
     if kind is OptimizerKind.ADAMW:

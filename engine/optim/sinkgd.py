@@ -30,6 +30,14 @@ class SinkGD(Optimizer):
         ValueError: An option is out of its range.
         RuntimeError: A gradient is sparse.
 
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> optimizer = SinkGD([weight], lr=0.01)
+        >>> weight.sum().backward()
+        >>> _ = optimizer.step()
+        >>> weight.detach().flatten().tolist() == [weight[0, 0].item()] * 4
+        True
+
     Known limitations:
         Of a matrix of one column, as a slice of one channel of a linear layer is, the sign is left, and a row of mere
         rounding noise moves as far as any. ``lr`` is a mean over the whole matrix: of an embedding the few rows that
@@ -56,6 +64,9 @@ class SinkGD(Optimizer):
 
         Args:
             closure: Computes the loss again and returns it.
+
+        Returns:
+            What ``closure`` returned; ``None`` without one.
         """
         loss = None
         if closure is not None:

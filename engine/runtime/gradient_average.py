@@ -130,6 +130,9 @@ def mean_over_processes(norms: Mapping[str, list[float]], device: torch.device) 
     Args:
         norms: Layer -> norm of each channel.
         device: Where the processes' backend wants tensors.
+
+    Returns:
+        The mean of every value, the same in all processes.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return dict(norms)

@@ -186,8 +186,23 @@ def measure_step(
         targets: Second argument of the loss; random classes where left out.
         loss: ``loss(outputs, targets)``; by default the model's own, else cross-entropy.
 
+    Returns:
+        The ledger as measured, line by line, and the norms seen.
+
     Error:
         TradyError: The batch is of another size than planned, and its ledger cannot be told.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> from trady.engine import Engine
+        >>> measured = measure_step(Engine(net, plan), pictures)
+        >>> measured.measured["saved_activations"] == plan.ledger.lines.saved_activations, measured.differing
+        (True, {})
     """
     plan: Plan = engine.plan
     size = batch_size_of(inputs)
@@ -225,6 +240,9 @@ def kept_by_line(
     """What autograd keeps for backward when the loss exists, by ledger line, and the loss.
 
     Distinct storages; parameters, buffers and the batch left out.
+
+    Returns:
+        Bytes kept for backward, by line of the ledger.
     """
     with engine.recording() as notes, saved_tensors() as held:
         outputs = call_model(engine, inputs)

@@ -68,6 +68,9 @@ def dense_norms(model: nn.Module, plan: Plan, batches: Iterable[Batch], loss: Lo
         plan: Names its layers.
         batches: What to measure on.
         loss: As in training.
+
+    Returns:
+        Layer name -> norm of each channel's gradient.
     """
     started = time.perf_counter()
     given = list(batches)

@@ -93,6 +93,9 @@ def evaluate(
         forward: Runs the model on a batch.
         processes: Adds the sums up over them.
         stop: Asked before each batch; a true answer ends the evaluation, whose result is then of no use.
+
+    Returns:
+        Sums of loss and of right answers.
     """
     tally = Tally()
     with _evaluating(model):

@@ -71,6 +71,9 @@ def joined_processes(device: str) -> Iterator[Processes]:
     Args:
         device: ``cpu`` or ``cuda``; each process takes the CUDA device of its local rank.
 
+    Yields:
+        This process among them.
+
     Raises:
         EngineError: There is no CUDA device for this process.
     """

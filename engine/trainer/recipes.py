@@ -23,6 +23,9 @@ def learning_rate_at(step: int, *, peak: float, warmup_steps: float, total_steps
         warmup_steps: Steps until the peak is reached.
         total_steps: Steps of the whole run.
 
+    Returns:
+        The learning rate.
+
     Source:
         TraDy, arXiv 2510.19675: five warm-up epochs, cosine to 0.
     """

@@ -151,6 +151,9 @@ class RunOptions(Record):
     def load(cls, folder: Path) -> "RunOptions":
         """Read a run's options; nothing in the file is run.
 
+        Returns:
+            The options of the run.
+
         Raises:
             EngineError: There is no run in the folder, or the file is not a run's options.
         """
@@ -196,6 +199,9 @@ def options_for(plan: "Plan", given: dict[str, Any]) -> RunOptions:
     Args:
         plan: Gives model, loss, batch size, epochs, optimizer, precision and device.
         given: Fields of :class:`RunOptions`; those that are ``None`` or missing are filled in.
+
+    Returns:
+        The options, completed.
 
     Raises:
         EngineError: A value is out of its range.

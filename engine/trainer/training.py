@@ -69,6 +69,9 @@ def train(
         processes: Who takes part; this process alone by default.
         display: Shows progress; nothing by default.
 
+    Returns:
+        How the run ended, and what it reached.
+
     Error:
         EngineError: The folder holds a run, the loss is not finite, or a checkpoint cannot be read or written.
         TradyError: The model or the data cannot be had.

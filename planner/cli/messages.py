@@ -26,6 +26,9 @@ def output_path() -> object:
 def read_scheme(scheme: str | None) -> dict[str, float] | str | None:
     """A published scheme's name as it is, a JSON file as layer -> ratio.
 
+    Returns:
+        Ratios by layer, or the name of a published scheme; ``None`` where none is asked for.
+
     Raises:
         TradyError: The file is no JSON object of names and numbers.
     """

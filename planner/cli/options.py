@@ -59,6 +59,9 @@ def options_of(
 def taken(record: type[Fields], options: dict[str, object]) -> Fields:
     """The record of the values that its options got; they are taken out of the others.
 
+    Returns:
+        The record.
+
     Error:
         PlanError: A value is not what its field takes.
     """

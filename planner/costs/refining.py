@@ -19,6 +19,9 @@ def memory_of_step(traced: Trace, *, measure: bool) -> tuple[StepMemory | None, 
     Args:
         traced: The trace at the planned batch size.
         measure: Whether kernels may be run.
+
+    Returns:
+        The memory, or ``None`` and a note that says why it is not known.
     """
     try:
         memory = StepMemory.of(traced, measure=measure)

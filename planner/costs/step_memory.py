@@ -32,6 +32,9 @@ class StepMemory:
             traced: The trace at the planned batch size.
             measure: Whether kernels may be run; not for models without memory for their weights.
 
+        Returns:
+            What is known of the step's memory.
+
         Error:
             TracingError: The backward pass cannot be followed.
         """

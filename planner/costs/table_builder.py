@@ -80,6 +80,9 @@ def build_cost_table(
         dtype: ``int8`` charges activations and weight gradients 1 byte and biases 4; else the trace's own sizes.
         train_bias: Whether the bias of a drawn layer trains with it.
         memory: When the step's memory is released, and what kernels work in; without it no peak is known.
+
+    Returns:
+        The table: everything that bytes and work are computed from.
     """
     builder = _TableBuilder(trace, layers, optimizer, dtype is DType.INT8, train_bias, memory)
     return builder.build()

@@ -124,6 +124,9 @@ class LabelledData(Dataset[Item]):
             validation_fraction: Share of each class held out, above 0 and below 1.
             seed: Of the choice.
 
+        Returns:
+            The larger part, and the part held out.
+
         Raises:
             DataError: The fraction is outside its range, or no class has two items.
         """

@@ -89,6 +89,15 @@ def open_data(
 
     Raises:
         DataError: The source is missing, unreadable, of an unknown kind, lacks a format, or has one class.
+
+    Example:
+        >>> import numpy as np
+        >>> from trady.planner.data import PictureFormat
+        >>> pixels = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+        >>> np.savez("data.npz", x=pixels, y=np.array(["dark", "light"] * 2))
+        >>> data = open_data("data.npz", picture=PictureFormat((3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3))
+        >>> len(data), list(data.classes)
+        (4, ['dark', 'light'])
     """
     name = str(source)
     if name.startswith(TORCHVISION_PREFIX):

@@ -37,6 +37,9 @@ class TextFormat:
     def from_file(cls, path: str | Path, max_tokens: int, *, token_types: bool = False) -> "TextFormat":
         """Read a ``tokenizer.json``; the pad id is the one it names, else that of a usual pad token, else 0.
 
+        Returns:
+            The format.
+
         Raises:
             DataError: tokenizers is not installed, or the file is not a tokenizer's.
         """

@@ -54,6 +54,9 @@ def unpack_bits(packed: Tensor, shape: Sequence[int], stride: Sequence[int]) -> 
         packed: What :func:`pack_bits` returned.
         shape: Of the mask.
         stride: Of the mask, in elements; dense.
+
+    Returns:
+        The bits as booleans of the shape.
     """
     words = packed.to(torch.int64).mul_(_REPEAT_BYTE).bitwise_and_(_BIT_OF_BYTE)
     words.add_(_ROUND_UP).bitwise_right_shift_(7).bitwise_and_(_REPEAT_BYTE)
@@ -70,6 +73,9 @@ def masked_gradient(grad: Tensor, passes: Tensor, slope: float = 0.0, scale: flo
         passes: Boolean, of the same shape.
         slope: Factor where the mask is false.
         scale: Factor where it is true.
+
+    Returns:
+        The gradient of the input.
     """
     factor = passes.view(torch.uint8).to(grad.dtype)
     if slope or scale != 1.0:
@@ -267,6 +273,9 @@ def select_channels(inputs: Tensor, channels: Tensor, dim: int) -> Tensor:
         inputs: ``[B, C, *positions]`` or ``[..., C]``.
         channels: Indices ``[n]``.
         dim: The channels' dimension.
+
+    Returns:
+        The channels, in the order of the indices.
     """
     if dim == 1 and _is_channels_last(inputs):
         return inputs.permute(0, 2, 3, 1).index_select(3, channels).permute(0, 3, 1, 2)

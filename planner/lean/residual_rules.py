@@ -69,6 +69,9 @@ def lean_form(target: str, api: str, attributes: Mapping[str, object], trained: 
         api: Python function it was reached through.
         attributes: Its plain arguments.
         trained: Names of the operands that need a gradient.
+
+    Returns:
+        What it keeps; ``None`` where the engine leaves it as it is.
     """
     if target in _FACTORS:
         return LeanForm.FACTORS

@@ -59,6 +59,9 @@ class BatchedLedger(BatchedLines):
             counts: Channels per layer.
             stored: Channels stored per input group; by default the draws are nested, so the most any member draws.
             indexed: Indices kept per input group; by default one for each stored channel.
+
+        Returns:
+            Lines and scopes, in bytes.
         """
         kept = (None if given is None else self._group_row(given) for given in (stored, indexed))
         lines = self.all_lines(self.one_run(counts), *kept)

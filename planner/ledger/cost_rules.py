@@ -34,6 +34,9 @@ def conv_channel_cost(weight_shape: Shape, output_positions: int, input_position
         input_positions: Input elements per channel (``H * W``, times the batch for a whole step).
         groups: Convolution groups; ``C_in`` for a depthwise convolution.
 
+    Returns:
+        Elements of a channel's activation and weight gradient.
+
     Source:
         TraDy, arXiv 2510.19675, eq. (3) and (4).
     """
@@ -59,6 +62,9 @@ def conv_macs(weight_shape: Shape, output_positions: int) -> int:
         weight_shape: ``[C_out, C_in / groups, *kernel]``, or ``[C_in, C_out / groups, *kernel]`` when transposed.
         output_positions: Positions the kernel is applied at: output ones, or input ones when transposed,
             batch included.
+
+    Returns:
+        Multiply-adds.
     """
     return math.prod(weight_shape) * output_positions
 
@@ -75,12 +81,18 @@ def attention_macs(query_shape: Shape, key_shape: Shape, value_shape: Shape) -> 
         query_shape: ``[B, heads, T, d]``.
         key_shape: ``[B, heads, S, d]``.
         value_shape: ``[B, heads, S, e]``.
+
+    Returns:
+        Multiply-adds.
     """
     return math.prod(query_shape[:-1]) * key_shape[-2] * (query_shape[-1] + value_shape[-1])
 
 
 def gradient_norm_per_cost(norm: float, weight_elements: int, activation_elements: float) -> float:
     """Reweighted gradient norm (RGN): gradient norm per stored element, one sample.
+
+    Returns:
+        The reweighted gradient norm.
 
     Source:
         TraDy, arXiv 2510.19675, eq. (5).

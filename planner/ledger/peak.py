@@ -170,6 +170,9 @@ class PeakModel:
             counts: Channels drawn, ``[runs, layers]``.
             stored: Channels stored, ``[runs, groups]``; by default draws are nested.
             indexed: Indices kept, ``[runs, groups]``; by default one for each stored channel.
+
+        Returns:
+            Bytes, ``[runs]``.
         """
         drawn = self.lines.most_of_groups(counts) if stored is None else stored
         model = self if len(counts) < _MANY_RUNS else self._highest_in(counts, drawn)

@@ -158,6 +158,9 @@ def load_factory(text: str, subject: str) -> Callable[..., Any]:
         text: What the user typed.
         subject: What it is, the first word of an error: ``"Model"``, ``"--loss"``.
 
+    Returns:
+        The callable that the text names.
+
     Raises:
         LoadingError: The text has no colon, the module cannot be imported, or has no such callable.
     """

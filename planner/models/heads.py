@@ -16,6 +16,9 @@ _WEIGHT_DECAY: Final = 2e-3
 def head_classes(model: nn.Module, head: str) -> int:
     """Outputs of a head.
 
+    Returns:
+        Outputs of the layer.
+
     Error:
         TradyError: The head is neither a linear layer nor a convolution.
     """

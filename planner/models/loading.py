@@ -85,11 +85,19 @@ def load_model(
         pretrained: Look for pretrained weights of a factory.
         meta: Build on the meta device, without memory for weights.
 
+    Returns:
+        The module with its inputs, loss and what is known of it.
+
     Raises:
         LoadingError: Nothing can be loaded from what was given.
 
     Error:
         UntrustedPickleError: The file needs ``trust_pickle``.
+
+    Example:
+        >>> loaded = load_model("torch.nn:Identity", input_shape="3x8x8")
+        >>> loaded.inputs.shape[1:]
+        torch.Size([3, 8, 8])
     """
     options = BuildOptions(pretrained=pretrained, meta=meta)
     path = Path(source)

@@ -15,6 +15,9 @@ def set_training_mode(model: nn.Module, norm: NormMode) -> nn.Module:
 
     A frozen norm normalises with its running statistics and leaves them, and its batch counter, alone. Programs of
     ``torch.export`` run in the mode they were exported in and refuse to change it.
+
+    Returns:
+        The same model.
     """
     try:
         model.train()

@@ -69,6 +69,9 @@ def map_tensors(function: Callable[[Tensor], object], inputs: Nested) -> Nested:
 def batch_size_of(inputs: Inputs) -> int:
     """Samples in a batch: the first dimension of its first tensor.
 
+    Returns:
+        Samples.
+
     Raises:
         TracingError: No tensor has a batch dimension.
     """
@@ -91,6 +94,9 @@ def own_loss(outputs: object) -> Tensor | None:
 def logits_of(outputs: object) -> Tensor:
     """The tensor that looks like logits: ``.logits``, the first entry of a tuple or mapping, or the output itself.
 
+    Returns:
+        The logits.
+
     Raises:
         TracingError: No floating-point tensor of two or more dimensions is among the outputs.
     """
@@ -110,6 +116,9 @@ def cross_entropy(outputs: object, targets: Tensor) -> Tensor:
 
     Logits ``[B, K]`` take targets ``[B]``; token logits ``[B, T, K]`` take ``[B, T]``; maps ``[B, K, H, W]``
     take ``[B, H, W]``.
+
+    Returns:
+        The mean over the samples, a scalar.
     """
     logits = logits_of(outputs)
     if logits.dim() == 3:
@@ -143,6 +152,9 @@ def step_loss(outputs: object, targets: Any, loss: LossFunction | None) -> Tenso
         outputs: What the model returned.
         targets: Second argument of the loss.
         loss: The user's ``loss(outputs, targets)``; ``None`` takes the model's own loss, else cross-entropy.
+
+    Returns:
+        The loss, a scalar.
     """
     if loss is not None:
         return loss(outputs, targets)

@@ -279,6 +279,9 @@ class Plan(Record):
 
         Whether its figures are those of its draws is seen by :func:`trady.planner.load_plan`, and by whoever draws.
 
+        Returns:
+            The plan, its figures unchecked.
+
         Raises:
             PlanError: The file is missing, is no plan, is of another version, or names what it does not hold.
         """

@@ -89,6 +89,9 @@ class ChoiceOptions(Record):
     def read(cls, values: Mapping[str, object]) -> Self:
         """From keywords as a user gives them, the budget as ``budget``; those of other records are passed over.
 
+        Returns:
+            The options.
+
         Error:
             UnitError: The budget is no size.
             PlanError: A value is not what its field takes.

@@ -87,6 +87,9 @@ def prepare(
         mean: Mean of each colour, on values scaled to 0..1, where the model carries none.
         std: Deviation of each colour.
 
+    Returns:
+        Model, data and the inputs a step is traced with.
+
     Raises:
         TradyError: The data cannot be read, has other classes than asked, or the head cannot be found or replaced.
     """
@@ -126,6 +129,9 @@ def priorities_from_data(
         norm: What norms with running statistics do meanwhile.
         seed: Chooses the samples.
         say: Called with a line of text before each stage.
+
+    Returns:
+        Gradient norms of every drawable layer.
 
     Raises:
         DataError: There is no data, or less than one batch.
@@ -267,6 +273,9 @@ def record_from_data(
         calibration: Batches of an epoch, samples in each, and the seed that chooses them and their order.
         norm: What norms with running statistics do meanwhile.
         say: Called with a line of text after each epoch.
+
+    Returns:
+        What the gradients did, epoch by epoch.
 
     Raises:
         DataError: There is no data, or less than one batch.

@@ -40,6 +40,9 @@ def replan(plan: Plan, strategy: Strategy | str, scheme: Mapping[str, float] | s
         strategy: The other strategy, or its name; the plan's own returns the plan as it is.
         scheme: For ``su``: layer name -> ratio, or the name of a published scheme.
 
+    Returns:
+        The plan with the other strategy's choice.
+
     Error:
         StrategyError: The strategy is unknown, or a scheme is missing or does not fit the model.
         BudgetError: The budget trains no layer under this strategy, or does not hold the scheme.

@@ -29,6 +29,9 @@ def cheapest_layer(
         ledger: Costs of the candidate layers.
         asked: Scope, and fewest channels of a layer.
         eligible: Indices of the layers to look at; all by default.
+
+    Returns:
+        Index of the layer, and the bytes.
     """
     table = ledger.table
     pool = list(range(len(table.layers))) if eligible is None else list(eligible)

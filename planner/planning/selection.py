@@ -55,6 +55,9 @@ def candidate_layers(traced: Trace, only: Sequence[str], exclude: Sequence[str],
         exclude: Patterns of layer names to leave out.
         max_depth: Keep the last so many layers.
 
+    Returns:
+        The layers, in the model's order.
+
     Raises:
         PlanError: No layer is left.
     """
@@ -80,6 +83,9 @@ def candidate_layers(traced: Trace, only: Sequence[str], exclude: Sequence[str],
 
 def priorities_of(layers: Sequence[Layer], priorities: Priorities) -> list[LayerPriority]:
     """The norms of each layer, in the layers' order.
+
+    Returns:
+        Gradient norms of this model's layers.
 
     Raises:
         PlanError: The priorities are of another model.

@@ -87,8 +87,20 @@ def calibrate(
         progress: Called with the number of batches done.
         **options: Fields of :class:`Measuring`: ``loss``, ``norm``, ``origin`` (the data by name) and ``seed``.
 
+    Returns:
+        The norms, and how heavy the gradients' tails are.
+
     Raises:
         CalibrationError: No batch, or a gradient that is not finite (the layer and the batch are named).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> priorities = calibrate(net, [(pictures, torch.tensor([0, 1]))], origin="two pictures")
+        >>> [(layer.name, len(layer.channel_norms)) for layer in priorities.layers]
+        [('0', 3), ('2', 8)]
     """
     how = Measuring.read(options)
     collector: _Collector | None = None
@@ -114,6 +126,9 @@ def uniform_priorities(traced: Trace, reason: str = "asked for") -> Priorities:
     Args:
         traced: The model's trace.
         reason: Why nothing was measured, for the report.
+
+    Returns:
+        Norms that tell no channel of a layer from another.
     """
     layers = tuple(_layer_priority(layer, [layer.weight_elements**0.5] * layer.in_channels) for layer in traced.layers)
     return Priorities(

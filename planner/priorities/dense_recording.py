@@ -59,9 +59,21 @@ def record_gradients(
         **options: Fields of :class:`~trady.planner.priorities.calibration.Measuring`: ``loss``, ``norm``, ``origin``
             (the data by name) and ``seed``.
 
+    Returns:
+        Norms and sketches of every epoch.
+
     Error:
         CalibrationError: An epoch without a batch, an argument outside its range, a loss or gradient that is not
             finite (layer, epoch and batch are named), or training that diverges.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> recording = record_gradients(net, lambda epoch: [(pictures, torch.tensor([0, 1]))], epochs=2)
+        >>> recording.num_epochs
+        2
 
     Known limitations:
         The exact norm of an epoch's mean gradient would need a dense copy of it; the squared norm of a sketch is an

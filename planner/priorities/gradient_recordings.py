@@ -126,6 +126,9 @@ class GradientRecording:
     def indices_of(self, names: Sequence[str]) -> tuple[int, ...]:
         """Places of layers among the recorded ones.
 
+        Returns:
+            Where each layer stands in the recording.
+
         Error:
             KeyError: A layer was not recorded.
         """
@@ -174,6 +177,9 @@ class GradientRecording:
     @classmethod
     def load(cls, path: str | Path) -> "GradientRecording":
         """Read a file that :meth:`save` wrote.
+
+        Returns:
+            The recording.
 
         Raises:
             CalibrationError: The file is missing, damaged, no recording, of another version, or contradicts itself.

@@ -146,6 +146,9 @@ class Priorities(Record):
     def load(cls, path: str | Path) -> "Priorities":
         """Read a file that :meth:`save` wrote.
 
+        Returns:
+            The priorities.
+
         Raises:
             CalibrationError: The file is missing or holds no priorities.
         """

@@ -31,6 +31,9 @@ def priorities_without_data(
         traced: Its trace.
         loss: The user's loss: nobody can make up its targets.
         has_weights: Whether the weights are trained ones.
+
+    Returns:
+        Norms on synthetic inputs, else uniform ones that say why.
     """
     available, needed = available_bytes(), calibration_peak_bytes(traced)
     reasons = (

@@ -29,6 +29,9 @@ def page(title: str, body: str, data: object, scripts: Iterable[str]) -> str:
         data: What JSON can hold.
         scripts: Sources that run after plotly and :file:`assets/page.js`.
 
+    Returns:
+        HTML that opens offline.
+
     Error:
         TradyError: plotly is not installed.
     """

@@ -130,6 +130,9 @@ def step_figures(
         counts: Channels of each.
         shares: Value of each, as a share of the value of training everything.
         charges: Stored channels and indices that each layer is charged for; by default those of nested draws.
+
+    Returns:
+        Bytes, channels and shares of the step and of each layer.
     """
     table = costs.table
     everything = tuple(layer.in_channels for layer in table.layers)

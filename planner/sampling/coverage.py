@@ -27,6 +27,9 @@ def waiting_mass(share: float, epoch: int) -> float:
     Args:
         share: Probability that an epoch draws the channel.
         epoch: The epoch, from 0.
+
+    Returns:
+        The sum, in epochs.
     """
     if share == 0.0:
         return 0.0
@@ -43,6 +46,9 @@ def covered_shares(
         table: Costs of the layers.
         counts: Channels that each draw takes.
         horizon: Draws.
+
+    Returns:
+        A share for each layer, 0 to 1.
     """
     total = fsum(amounts)
     return tuple(

@@ -58,6 +58,9 @@ class ChannelDraw:
 
         An input group stores the union of its members' draws and, where these are nested, one index; else each
         member has an index of its own.
+
+        Returns:
+            Lines and scopes, in bytes.
         """
         stored, indexed = {}, {}
         for group, members in self.by_group(costs.table).items():

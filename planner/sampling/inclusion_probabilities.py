@@ -138,6 +138,9 @@ def curve_counts(norms: Sequence[float], horizon: float, pieces: int) -> list[in
     """Counts between which a layer's curve of expected norm is nearly straight, from 0 to all channels.
 
     A chord errs by its length squared times the curvature, so equal shares of the curvature's root err alike.
+
+    Returns:
+        Counts to weigh, ascending.
     """
     in_channels = len(norms)
     if in_channels <= 2 * pieces:

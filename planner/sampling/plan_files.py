@@ -14,8 +14,22 @@ def load_plan(path: str | Path) -> Plan:
     Args:
         path: What ``trady-plan -o`` wrote.
 
+    Returns:
+        The plan, its figures held against its own draw.
+
     Error:
         PlanError: The file is missing, is no plan, is of another version, or contradicts itself.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> from trady.planner import make_plan
+        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
+        >>> plan.save("plan.json")
+        >>> load_plan("plan.json") == plan
+        True
     """
     plan = Plan.load(path)
     check_plan(plan, f"Plan {path}")

@@ -88,6 +88,9 @@ def draw_runs(
         seeds: Seed of each run.
         observed: Index of a layer -> last observed norms ``[runs, channels]``, ``NaN`` where none was.
         ledger: Of the plan's table, for those who draw often.
+
+    Returns:
+        Channels by layer, ``[runs, most drawn]``.
     """
     rule = STRATEGIES[plan.strategy.name]
     moment, seen = (epoch, observed) if rule.dynamic else (0, None)
@@ -115,6 +118,9 @@ def draw_epochs(
         epochs: Consecutive, from any on.
         seeds: Seed of each run.
         ledger: Of the plan's table, for those who draw often.
+
+    Yields:
+        The draws of each epoch, in order.
     """
     drawer = _Drawer(plan, 0, seeds, ledger)
     if STRATEGIES[plan.strategy.name].draw is not DrawRule.FIXED_COUNTS:

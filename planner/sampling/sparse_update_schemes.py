@@ -105,6 +105,9 @@ def scheme_ratios(scheme: Mapping[str, float] | str | None, convolutions: Sequen
         scheme: Layer name -> ratio, or the name of a published scheme.
         convolutions: The model's convolutions by name, in order: published schemes count them.
 
+    Returns:
+        Layer name -> share of its channels.
+
     Raises:
         StrategyError: The scheme is missing, unknown, or counts more convolutions than the model has.
     """

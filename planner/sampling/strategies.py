@@ -76,6 +76,9 @@ def eligible_layers(
         priorities: One entry per layer of the table, in its order.
         budget_bytes: Budget of the ``update`` scope; MeDyate's rule depends on it.
 
+    Returns:
+        Indices of layers, ascending.
+
     Source:
         Top-K at 97 %: TraDy, arXiv 2510.19675. LaRa and its stopping rule: MeDyate, arXiv 2510.20979.
     """
@@ -88,6 +91,9 @@ def eligible_layers(
 
 def scheme_counts(table: CostTable, scheme: Mapping[str, float]) -> list[int]:
     """Channels per layer of a static scheme of ratios, floored as MIT's are.
+
+    Returns:
+        Channels, one count for each layer of the table.
 
     Raises:
         StrategyError: The scheme names layers the model has not, a ratio outside 0 to 1, or trains nothing.

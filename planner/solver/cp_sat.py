@@ -118,6 +118,9 @@ class Program(CostExpressions):
         """The least backward work within the tolerance of the best value.
 
         What is left of the budget goes to the same layers.
+
+        Returns:
+            The counts found, and how the search ended.
         """
         program = self._with_budget(budget_bytes)
         best = program._maximise()

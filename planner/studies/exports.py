@@ -33,6 +33,9 @@ def write_views(study: Study, folder: Path, left_out: Collection[str]) -> list[P
         study: The study.
         folder: Where its rows lie.
         left_out: Files not to write, as :func:`check_extras` found them.
+
+    Returns:
+        The files written.
     """
     written = [folder / TABLE]
     if PARQUET not in left_out and study.rows:

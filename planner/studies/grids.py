@@ -52,6 +52,9 @@ class Axes:
     def read(cls, options: "AxesKeywords") -> Self:
         """From values as a user gives them: ranges and lists also as text.
 
+        Returns:
+            The axes.
+
         Error:
             StudyError: A range is empty or reversed.
             StrategyError: A name is unknown.

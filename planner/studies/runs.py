@@ -89,6 +89,9 @@ class Study:
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row each: bytes, counts, and shares from 0 to 1; the chosen layers as ``{name: channels}``.
 
+        Returns:
+            A table with a row for each setting.
+
         Raises:
             StudyError: pandas is not installed.
         """
@@ -101,6 +104,9 @@ class Study:
     @classmethod
     def load(cls, folder: str | Path) -> "Study":
         """The rows of a folder that ``trady-study`` wrote; nothing in it is run.
+
+        Returns:
+            The study.
 
         Error:
             StudyError: The folder holds no study, or a line is no row.
@@ -139,9 +145,21 @@ def study(
             :func:`trady.planner.models.loading.load_model`, for models by name.
             All else is shared by all rows: the fields of :class:`~trady.planner.studies.specs.Common`.
 
+    Returns:
+        Rows, failures, and the answers they give together.
+
     Error:
         StudyError: The grid is empty, or the folder holds another study.
         TradyError: An option is wrong. A model that cannot be planned is among the failures of the result.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> found = study((net, pictures), budgets=["2KB", "4KB"], batch_sizes=(1, 2), workers=1)
+        >>> len(found.rows)
+        4
     """
     check_keywords("study", options, StudyKeywords)
     priorities = options.get("priorities")
@@ -180,6 +198,9 @@ def run_study(
         workers: Processes; one for each processor by default.
         ray: Address of a Ray cluster that solves in their place; empty for one on this machine.
         listener: Who is told how far it is.
+
+    Returns:
+        Rows and failures.
 
     Error:
         StudyError: The grid is empty or contradicts itself, or the folder holds another study.

@@ -78,6 +78,9 @@ class FakeModel:
             trainable: Names of the parameters that train; ``None`` for all that require a gradient. Kernels are
                 chosen by it: attention with a trained mask takes another path than with a frozen one.
 
+        Returns:
+            Every operation and what it keeps.
+
         Error:
             TracingError: The step cannot run on fake tensors, or no parameter reaches the loss.
         """
@@ -98,6 +101,9 @@ class FakeModel:
         trainable: frozenset[str] | None = None,
     ) -> Lifetimes:
         """Record when the memory of one training step is released; arguments as for :meth:`capture`.
+
+        Returns:
+            When each storage is made and released.
 
         Raises:
             TracingError: The step or its backward pass cannot run on fake tensors.

@@ -172,6 +172,9 @@ class Weights:
 
         A weight is drawable when a parameter that requires a gradient is used, whole or by output rows, as the
         weight of convolutions or matrix products and of nothing else, its input channels along one dimension in all.
+
+        Returns:
+            The layers, in the order they first run.
         """
         refused = self.refused()
         found: dict[str, Layer] = {}

@@ -35,6 +35,9 @@ class Recordings:
     def at(self, batch_size: int) -> Capture:
         """The step at a batch size: recorded, or read off the line through two recordings.
 
+        Returns:
+            The same at that batch size.
+
         Raises:
             TracingError: The step cannot run at that batch size, or its sizes are not on a line.
         """
@@ -84,6 +87,9 @@ class Trace:
     def at(self, batch_size: int) -> "Trace":
         """The same trace at another batch size; the model is not run again.
 
+        Returns:
+            The same at that batch size.
+
         Error:
             TracingError: The step cannot run at that batch size.
         """
@@ -96,6 +102,9 @@ class Trace:
 
     def lifetimes(self, batch_size: int) -> tuple[Lifetimes, ...]:
         """When the lean step releases its memory: at that batch size, or at two of which it follows.
+
+        Returns:
+            One recording, or the two that others lie between.
 
         Raises:
             TracingError: The backward pass cannot be followed.
@@ -227,6 +236,17 @@ def trace(
         PlanError: An option is not what it may be.
         TracingError: The step fails (the module and the shapes are named), depends on the values of tensors,
             or trains nothing.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        >>> pictures = torch.randn(2, 3, 8, 8)
+        >>> traced = trace(net, pictures, norm="train")
+        >>> [layer.name for layer in traced.layers], traced.head_names
+        (['0', '2'], ('4',))
+        >>> traced.at(64).saved_bytes > traced.saved_bytes
+        True
     """
     check_keywords("trace", options, StepKeywords)
     loss, targets = options.get("loss"), options.get("targets")
