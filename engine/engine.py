@@ -34,10 +34,10 @@ from trady.engine.runtime import (
 )
 from trady.planner.errors import EngineError
 from trady.planner.ledger import BatchedLedger, Ledger
-from trady.planner.models import Batch, Inputs, LossFunction
+from trady.planner.models import Batch, Inputs, LossFunction, as_it_was
 from trady.planner.options import NormMode, Strategy
 from trady.planner.plan import Plan
-from trady.planner.sampling import ChannelDraw, check_plan, draw
+from trady.planner.sampling import ChannelDraw, check_plan, draw, drawable_layers
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer | None)
 
@@ -66,19 +66,14 @@ class Engine(nn.Module):
         EngineError: The plan is of another model (what differs is named), or for int8.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
-        >>> pictures = torch.randn(2, 3, 8, 8)
         >>> from trady.planner import make_plan
-        >>> plan = make_plan(net, pictures, budget="4KB", optimizer="sgd")
-        >>> engine = Engine(net, plan, seed=0)
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        >>> pictures, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+        >>> engine = Engine(net, make_plan(net, pictures, budget="2KB", optimizer="sgd"))
         >>> optimizer = engine.register(torch.optim.SGD(engine.parameters(), lr=0.1))
-        >>> for epoch in range(2):
-        ...     _ = engine.resample(epoch)
-        ...     nn.functional.cross_entropy(engine(pictures), torch.tensor([0, 1])).backward()
-        ...     optimizer.step()
-        ...     optimizer.zero_grad()
+        >>> report = engine.resample(epoch=1)
+        >>> nn.functional.cross_entropy(engine(pictures), labels).backward()
+        >>> optimizer.step()
 
     Known limitations:
         Under ``torch.compile`` gradients are the same, but bytes are the compiler's and not the plan's.
@@ -284,20 +279,18 @@ class Engine(nn.Module):
         Error:
             EngineError: Gradients wait for a step, the optimizer was not registered, or norms are needed.
         """
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.channels
         self._follower.check_held([compact for _, compact in self._slices.named_parameters()])
         norms, notes = self._norms_to_draw_by(batches, loss)
-        before = self.channels
         drawn = draw(self.plan, epoch, seed=self.seed, observed=norms, ledger=self._costs)
         if drawn.as_lists != before.as_lists:
             self._follower.check_before_draw(self.named_parameters())
             notes = [*notes, *self._take(drawn)]
         self.channels = drawn
-        now, then = drawn.pairs, before.pairs
         report = DrawReport(
             epoch,
-            entered=len(now - then),
-            left=len(then - now),
+            entered=len(drawn.pairs - before.pairs),
+            left=len(before.pairs - drawn.pairs),
             trainable_elements=self._slices.num_elements,
             ledger=self.ledger,
             seconds=time.perf_counter() - started,
@@ -334,10 +327,8 @@ class Engine(nn.Module):
 
     def drawable_weights(self) -> set[nn.Parameter]:
         """Weights of the model that any draw of this plan may take channels of: ``fully_shard`` is to ignore them."""
-        strategy, layers = self.plan.strategy, self.plan.table.layers
-        dynamic = {layers[index].name for index in strategy.eligible} if strategy.name is not Strategy.SOLVER else set()
-        names = dynamic | set(self.plan.chosen) | set(self.channels.channels)
-        return {self.model.get_parameter(layer.weight_name) for layer in layers if layer.name in names}
+        layers = [self.plan.table.layers[index] for index in drawable_layers(self.plan)]
+        return {self.model.get_parameter(layer.weight_name) for layer in layers}
 
     @property
     def slices(self) -> DrawnSlices:
@@ -350,9 +341,8 @@ class Engine(nn.Module):
         moves = self._slices.apply(self.model, drawn)
         self.channels = drawn
         after = self._trained_biases()
-        for name in dict.fromkeys([*before, *after]):
-            old, new = before.get(name), after.get(name)
-            moves.append(SliceMove(name, None, old, None, new, None))
+        names = dict.fromkeys([*before, *after])
+        moves += [SliceMove(name, None, before.get(name), None, after.get(name), None) for name in names]
         self._freeze()
         return self._follower.move(moves, order=self.parameters())
 
@@ -375,14 +365,10 @@ class Engine(nn.Module):
     @contextmanager
     def thawed(self) -> Iterator[nn.Module]:
         """The model with the parameters requiring a gradient that did before the engine froze it."""
-        now = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        try:
+        with as_it_was(self.model):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(self._flags.get(name, False))
             yield self.model
-        finally:
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(now[name])
 
     def _unhook(self) -> None:
         for hook in self._hooks:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trady.planner.options import Strategy
 from trady.planner.plan import Plan
 from trady.planner.reports import layer_rgn
-from trady.planner.sampling import ChannelDraws, Channels
+from trady.planner.sampling import ChannelDraws, Channels, drawable_layers
 from trady.simulator.gradients import Gradients, Vectors
 from trady.simulator.streaming_statistics import Values
 
@@ -30,9 +29,7 @@ class Places:
     """
 
     def __init__(self, plan: Plan) -> None:
-        chosen = {index for index, count in enumerate(plan.counts) if count}
-        fixed = plan.strategy.name is Strategy.SOLVER
-        self.layers = sorted(chosen if fixed else chosen | set(plan.strategy.eligible))
+        self.layers = drawable_layers(plan)
         ends = np.cumsum([plan.table.layers[index].in_channels + 1 for index in self.layers], dtype=np.int64)
         self.nothing = ends - 1
         self.size = int(ends[-1])

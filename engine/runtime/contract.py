@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from trady.engine.runtime.redirection import StorageNotes
 from trady.engine.runtime.trained_slices import DrawnSlices
@@ -46,6 +46,9 @@ class PlannedModel(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What trains."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Buffers of the model."""
 
     def modules(self) -> Iterator[nn.Module]:
         """The engine and the modules of the model."""

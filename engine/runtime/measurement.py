@@ -23,6 +23,7 @@ from trady.planner.ledger import PEAK_LINES, TRAINING_LINES, UPDATE_LINES, Ledge
 from trady.planner.models import (
     Inputs,
     LossFunction,
+    as_it_was,
     batch_size_of,
     call_model,
     input_tensors,
@@ -360,22 +361,9 @@ def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[
 @contextmanager
 def _restored(engine: PlannedModel) -> Iterator[None]:
     """Give gradients, buffers, training mode and random state back as they were."""
-    gradients = {parameter: parameter.grad for parameter in engine.parameters()}
-    buffers = {name: buffer.detach().clone() for name, buffer in engine.model.named_buffers()}
-    training = {module: module.training for module in engine.modules()}
-    devices = [next(engine.model.parameters()).device] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
-        try:
-            for parameter in gradients:
-                parameter.grad = None
-            engine.train()
-            yield
-        finally:
-            for module, mode in training.items():
-                module.training = mode
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient
-            with torch.no_grad():
-                for name, buffer in engine.model.named_buffers():
-                    if name in buffers:
-                        buffer.copy_(buffers[name])
+    devices = {tensor.device for tensor in engine.model.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)), as_it_was(engine):
+        for parameter in engine.parameters():
+            parameter.grad = None
+        engine.train()
+        yield

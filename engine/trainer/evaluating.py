@@ -1,7 +1,6 @@
 """How well a model does on data: loss and accuracy, counted exactly, nothing kept for backward."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from trady.engine.trainer.processes import Processes
 from trady.planner.errors import TracingError
-from trady.planner.models import Batch, batch_size_of, logits_of
+from trady.planner.models import Batch, as_it_was, batch_size_of, logits_of
 
 #: Runs a model on a batch under the run's precision: outputs and loss.
 Forward = Callable[[nn.Module, Batch], tuple[Any, Tensor]]
@@ -98,23 +97,11 @@ def evaluate(
         Sums of loss and of right answers.
     """
     tally = Tally()
-    with _evaluating(model):
+    with as_it_was(model), torch.no_grad():  # inference_mode would poison what a model caches in its forward
+        model.eval()
         for batch in batches:
             if stop():
                 break
             outputs, loss = forward(model, batch)
             tally.add(float(loss), outputs, batch)
     return tally if processes is None else tally.over(processes)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; ``inference_mode`` would poison what a model caches in its forward."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

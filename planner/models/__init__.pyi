@@ -6,6 +6,7 @@ from .heads import head_classes as head_classes
 from .heads import replace_head as replace_head
 from .loading import LoadedModel as LoadedModel
 from .loading import load_model as load_model
+from .modes import as_it_was as as_it_was
 from .modes import set_training_mode as set_training_mode
 from .modes import undisturbed as undisturbed
 from .state_dicts import fingerprint as fingerprint

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trady.planner.errors import TradyError
+from trady.planner.models.modes import as_it_was
 from trady.planner.models.training_step import Batch, call_model, map_tensors
 
 _FIT_STEPS: Final = 100
@@ -73,25 +74,19 @@ def fit_head(
     module = _head_module(model, head)
     features, labels = _features(model, module, batches, progress)
     weights = list(module.parameters())
-    before = [(weight.requires_grad, weight.grad) for weight in weights]
     optimizer = torch.optim.LBFGS(weights, max_iter=_FIT_STEPS, line_search_fn="strong_wolfe")
-    try:
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        decay = sum(weight.square().sum() for weight in weights)
+        loss = nn.functional.cross_entropy(_logits(module, features), labels) + _WEIGHT_DECAY * decay
+        loss.backward()
+        return loss
+
+    with as_it_was(module), torch.enable_grad():
         for weight in weights:
             weight.requires_grad_(True)
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            decay = sum(weight.square().sum() for weight in weights)
-            loss = nn.functional.cross_entropy(_logits(module, features), labels) + _WEIGHT_DECAY * decay
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            optimizer.step(closure)
-    finally:
-        for weight, (flag, gradient) in zip(weights, before, strict=True):
-            weight.requires_grad_(flag)
-            weight.grad = gradient
+        optimizer.step(closure)
     with torch.no_grad():
         return float((_logits(module, features).argmax(dim=1) == labels).float().mean())
 
@@ -114,12 +109,11 @@ def _features(
     """
     features: list[Tensor] = []
     labels: list[Tensor] = []
-    training = {module: module.training for module in model.modules()}
     handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
     device = next(head.parameters()).device
     try:
-        model.eval()
-        with torch.no_grad():
+        with as_it_was(model), torch.no_grad():
+            model.eval()
             for number, batch in enumerate(batches):
                 call_model(model, map_tensors(lambda tensor: tensor.to(device), batch.inputs))
                 labels.append(batch.targets.to(device))
@@ -127,8 +121,6 @@ def _features(
                     progress(number + 1)
     finally:
         handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     if not labels:
         raise TradyError("Fitting a head got no batch. Give at least one batch of inputs and labels.")
     return torch.cat(features), torch.cat(labels)

@@ -2,12 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trady.planner.models import input_tensors
 from trady.planner.options import NormMode
+
+
+class HasState(Protocol):
+    """A module, or what stands for one."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All of its modules."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What may train."""
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What a forward pass may change."""
 
 
 def set_training_mode(model: nn.Module, norm: NormMode) -> nn.Module:
@@ -31,26 +44,32 @@ def set_training_mode(model: nn.Module, norm: NormMode) -> nn.Module:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, norm: NormMode, seed: int) -> Iterator[None]:
-    """Run in training mode with a seed of our own; put everything of the model back afterwards."""
+def as_it_was(model: HasState) -> Iterator[None]:
+    """Whatever happens, put training modes, buffers, gradients and the wish for them back afterwards."""
     training = {module: module.training for module in model.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    gradients = {parameter: parameter.grad for parameter in flags}
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers() if not buffer.is_meta}
-    devices = {tensor.device for tensor in input_tensors(tuple(flags)) if tensor.is_cuda}
+    gradients = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
     try:
-        with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.enable_grad():
-            torch.manual_seed(seed)
-            set_training_mode(model, norm)
-            for parameter in flags:
-                parameter.grad = None
-            yield
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        for parameter, flag in flags.items():
+        for parameter, (flag, gradient) in gradients.items():
             parameter.requires_grad_(flag)
-            parameter.grad = gradients[parameter]
+            parameter.grad = gradient
         with torch.no_grad():
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
+            for name, buffer in model.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+
+
+@contextmanager
+def undisturbed(model: nn.Module, norm: NormMode, seed: int) -> Iterator[None]:
+    """Run in training mode with a seed of our own; put everything of the model back afterwards."""
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with as_it_was(model), torch.random.fork_rng(devices=sorted(devices, key=str)), torch.enable_grad():
+        torch.manual_seed(seed)
+        set_training_mode(model, norm)
+        for parameter in model.parameters():
+            parameter.grad = None
+        yield

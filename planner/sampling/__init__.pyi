@@ -23,5 +23,6 @@ from .strategies import TOP_SHARE as TOP_SHARE
 from .strategies import DrawRule as DrawRule
 from .strategies import LayerRule as LayerRule
 from .strategies import check_scheme_fits as check_scheme_fits
+from .strategies import drawable_layers as drawable_layers
 from .strategies import eligible_layers as eligible_layers
 from .strategies import scheme_counts as scheme_counts

@@ -9,6 +9,7 @@ from typing import Final
 from trady.planner.errors import BudgetError, StrategyError
 from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.options import Scope, Strategy
+from trady.planner.plan import Plan
 from trady.planner.priorities import LayerPriority, top_layers
 
 #: Share of the total RGN that the paper's top-K layers hold.
@@ -149,3 +150,10 @@ def _lara(ledger: BatchedLedger, priorities: Sequence[LayerPriority], budget_byt
         if budget_bytes <= POOL_SHARE * ledger.of(counts).scopes.update:
             break
     return chosen
+
+
+def drawable_layers(plan: Plan) -> list[int]:
+    """Indices of the layers that some draw of a plan may take channels of, ascending."""
+    chosen = {index for index, count in enumerate(plan.counts) if count}
+    fixed = STRATEGIES[plan.strategy.name].draw is DrawRule.FIXED_COUNTS
+    return sorted(chosen if fixed else chosen | set(plan.strategy.eligible))
