@@ -35,9 +35,9 @@ from trady.engine.runtime import (
 from trady.planner.errors import EngineError
 from trady.planner.ledger import BatchedLedger, Ledger
 from trady.planner.models import Batch, Inputs, LossFunction, as_it_was
-from trady.planner.options import NormMode, Strategy
+from trady.planner.options import NormMode
 from trady.planner.plan import Plan
-from trady.planner.sampling import ChannelDraw, check_plan, draw, drawable_layers
+from trady.planner.sampling import STRATEGIES, ChannelDraw, Observes, check_plan, draw, drawable_layers
 
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer | None)
 
@@ -59,8 +59,7 @@ class Engine(nn.Module):
         plan: What trains.
         seed: Seed of the draws.
         strict: A batch larger than planned is an error instead of a warning.
-        carry: Optimizers with a step count keep their state of every channel on the CPU instead of starting anew
-            at each draw.
+        carry: Optimizers keep their state of every channel on the CPU instead of starting anew at each draw.
 
     Raises:
         EngineError: The plan is of another model (what differs is named), or for int8.
@@ -379,7 +378,7 @@ class Engine(nn.Module):
         self._slices.read_changed(self.model)
         if self._is_checkpointed:
             self._notices.tell_without_gradient(self._slices.named_parameters(), self.parameters())
-        if self.plan.strategy.name is Strategy.MEDYATE:
+        if STRATEGIES[self.plan.strategy.name].observes is Observes.OWN_DRAWS:
             self._observed.see(self._slices.channel_norms(), self._slices.channels)
 
     def _after_step(self, *_: Any) -> None:
@@ -388,7 +387,7 @@ class Engine(nn.Module):
     def _norms_to_draw_by(
         self, batches: Iterable[Batch] | None, loss: LossFunction | None
     ) -> tuple[dict[str, list[float]] | None, list[str]]:
-        if self.plan.strategy.name is not Strategy.D_DET_RGN:
+        if STRATEGIES[self.plan.strategy.name].observes is not Observes.DENSE_PASS:
             return self._observed.as_lists(), []
         if batches is None:
             raise EngineError(

@@ -7,10 +7,8 @@ import numpy as np
 from trady.planner.options import Inclusion
 from trady.planner.plan import Plan
 from trady.planner.reports import layer_rgn
-from trady.planner.sampling import STRATEGIES, DrawRule, coverage_value, waiting_mass
+from trady.planner.sampling import STRATEGIES, coverage_value, waiting_mass
 from trady.simulator.streaming_statistics import Values
-
-_UNIFORM = (DrawRule.FIXED_COUNTS, DrawRule.UNIFORM)
 
 
 def closed_forms(plan: Plan, mean_counts: Values, squares: Values) -> Mapping[str, Values] | None:
@@ -25,7 +23,7 @@ def closed_forms(plan: Plan, mean_counts: Values, squares: Values) -> Mapping[st
         squares: Share of the squared gradient norm that each layer holds, ``[epochs, layers]``.
     """
     rule = STRATEGIES[plan.strategy.name]
-    if rule.draw not in _UNIFORM or plan.solver.inclusion is not Inclusion.UNIFORM:
+    if not rule.draw.is_uniform or plan.solver.inclusion is not Inclusion.UNIFORM:
         return None
     layers = plan.table.layers
     sizes = np.array([layer.in_channels for layer in layers])

@@ -1,7 +1,7 @@
 """Replay a plan's resampling in many trials at once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Unpack
@@ -14,7 +14,7 @@ from trady.planner.options import Strategy, check_keywords
 from trady.planner.parallel import in_processes
 from trady.planner.plan import Plan
 from trady.planner.planning import replan
-from trady.planner.sampling import STRATEGIES, ChannelDraws, DrawRule, draw_epochs, draw_runs
+from trady.planner.sampling import STRATEGIES, ChannelDraws, Observes, draw_epochs, draw_runs
 from trady.simulator.closed_forms import closed_forms
 from trady.simulator.draw_costs import Costs
 from trady.simulator.gradients import CalibratedGradients, Gradients, HeavyTailedGradients, RecordedGradients
@@ -140,28 +140,22 @@ def _replay(plan: Plan, ledger: BatchedLedger, gradients: Gradients, epochs: int
 def _draws(
     plan: Plan, ledger: BatchedLedger, follower: Follower, epochs: int, seeds: Sequence[int]
 ) -> Iterator[ChannelDraws]:
-    """The draws of every epoch; static ones are made once, and so are those by norms that never change."""
-    rule = STRATEGIES[plan.strategy.name]
-    same = not rule.dynamic or (rule.draw is DrawRule.LARGEST_RGN and follower.path.constant)
-    if rule.draw is DrawRule.FIXED_COUNTS or (rule.draw is DrawRule.UNIFORM and rule.dynamic):
+    """The draws of every epoch, by the norms that each trial has seen so far where the strategy looks at them."""
+    observes = STRATEGIES[plan.strategy.name].observes
+    if observes is Observes.NOTHING or (observes is Observes.DENSE_PASS and follower.path.constant):
         yield from draw_epochs(plan, range(epochs), seeds, ledger=ledger)
         return
-    first = draw_runs(plan, 0, seeds, ledger=ledger)
-    yield first
-    if same:
-        yield from (replace(first, epoch=epoch) for epoch in range(1, epochs))
-        return
     sizes = [layer.in_channels for layer in plan.table.layers]
-    seen = ObservedNorms(sizes, plan.strategy.eligible, len(seeds)) if rule.draw is DrawRule.OBSERVED_NORMS else None
-    draws = first
+    seen = ObservedNorms(sizes, plan.strategy.eligible, len(seeds)) if observes is Observes.OWN_DRAWS else None
+    draws = draw_runs(plan, 0, seeds, ledger=ledger)
+    yield draws
     for epoch in range(1, epochs):
-        observed = None
-        if seen is not None:
-            seen.see(draws, follower.path.norms)
-            observed = seen.so_far()
-        elif rule.draw is DrawRule.LARGEST_RGN:  # a dense pass before each draw, as the engine makes it
+        if seen is None:  # a dense pass before each draw, as the engine makes it
             follower.path.go_to(epoch)
             observed = {index: norms[None, :] for index, norms in enumerate(follower.path.norms)}
+        else:
+            seen.see(draws, follower.path.norms)
+            observed = seen.so_far()
         draws = draw_runs(plan, epoch, seeds, observed=observed, ledger=ledger)
         yield draws
 
@@ -198,7 +192,7 @@ def _chunks(plan: Plan, gradients: Gradients, trials: int, seed: int) -> list[ra
     A chunk keeps the state of each layer that can be drawn, and running sums. How it is cut depends on no machine.
     """
     numbers = 0 if gradients.constant else len(gradients.vectors(0)[0])
-    norms = 8 if plan.strategy.name is Strategy.MEDYATE else 0
+    norms = 8 if STRATEGIES[plan.strategy.name].observes is Observes.OWN_DRAWS else 0
     per_trial = Places(plan).size * (4 + 4 * numbers + norms)
     at_once = max(_FEWEST_TRIALS, min(_MOST_TRIALS, _CHUNK_BYTES // max(1, per_trial)))
     number = min(-(-trials // _FEWEST_SHARED), -(-trials // (_SHARES * at_once)) * _SHARES)

@@ -11,7 +11,7 @@ from trady.engine.trainer.planned_model import PlannedModel
 from trady.engine.trainer.training_data import Source
 from trady.planner.data import LabelledData
 from trady.planner.models import Batch
-from trady.planner.options import Strategy
+from trady.planner.sampling import STRATEGIES, Observes
 
 #: Batches that ``d-det-rgn`` takes its norms from.
 _NORM_BATCHES: Final = 8
@@ -34,7 +34,7 @@ def draw_number(every: Literal["epoch", "never"] | int, position: Position) -> i
 def draw_anew(engine: Engine, number: int, planned: PlannedModel, training: Source, batch_size: int) -> DrawReport:
     """Draw the channels that train from now on; the one strategy that needs a dense pass gets batches for it."""
     batches = None
-    if planned.plan.strategy.name is Strategy.D_DET_RGN:
+    if STRATEGIES[planned.plan.strategy.name].observes is Observes.DENSE_PASS:
         batches = _norm_batches(training, batch_size, engine.seed + number)
     return engine.resample(number, batches=batches and map(planned.placed, batches), loss=planned.loss)
 

@@ -16,7 +16,7 @@ from trady.planner.plan import Plan
 from trady.planner.priorities import TRUST, Priorities, PrioritySource
 from trady.planner.reports.summary import ChosenLayer, PlanFigures, plan_figures, with_most_bytes
 from trady.planner.reports.text_parts import headed_table, heading, item, shorten
-from trady.planner.sampling import STRATEGIES, TOP_SHARE, DrawRule
+from trady.planner.sampling import STRATEGIES, TOP_SHARE
 from trady.planner.units import counted, format_bytes, format_count, format_share
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def value_note(plan: Plan) -> str:
     note = f"value: gradient norm that {draws} can be expected to reach, as a share of all layers'."
     if plan.solver.inclusion is Inclusion.WEIGHTED:
         note += " Channels with larger norms are drawn more often."
-    if rule.dynamic and rule.draw is not DrawRule.FIXED_COUNTS:
+    if rule.dynamic and rule.draw.fills_budget:
         pool = counted(len(plan.strategy.eligible), "layer")
         note += f" Shown is the first epoch with seed 0; each epoch fills the budget anew from {pool}."
     return note

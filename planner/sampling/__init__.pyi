@@ -6,6 +6,11 @@ from .draws import ChannelDraw as ChannelDraw
 from .draws import ChannelDraws as ChannelDraws
 from .inclusion_probabilities import curve_counts as curve_counts
 from .inclusion_probabilities import expected_norms as expected_norms
+from .layer_rules import TOP_SHARE as TOP_SHARE
+from .layer_rules import LayerRule as LayerRule
+from .layer_rules import check_scheme_fits as check_scheme_fits
+from .layer_rules import eligible_layers as eligible_layers
+from .layer_rules import scheme_counts as scheme_counts
 from .philox import Channels as Channels
 from .philox import distinct_channels as distinct_channels
 from .philox import half_words_of_runs as half_words_of_runs
@@ -19,10 +24,6 @@ from .schedule import draw_epochs as draw_epochs
 from .schedule import draw_runs as draw_runs
 from .sparse_update_schemes import scheme_ratios as scheme_ratios
 from .strategies import STRATEGIES as STRATEGIES
-from .strategies import TOP_SHARE as TOP_SHARE
-from .strategies import DrawRule as DrawRule
-from .strategies import LayerRule as LayerRule
-from .strategies import check_scheme_fits as check_scheme_fits
 from .strategies import drawable_layers as drawable_layers
-from .strategies import eligible_layers as eligible_layers
-from .strategies import scheme_counts as scheme_counts
+from .strategies.contract import DrawRule as DrawRule
+from .strategies.contract import Observes as Observes

@@ -12,7 +12,7 @@ from trady.planner.sampling.philox import SMALL_BLOCK, Channels
 Flags = NDArray[np.bool_]
 
 
-class Purses:
+class BudgetState:
     """What is left of a budget in each of many runs after some channels were taken.
 
     Where a channel's price never changes, prices are summed up. Elsewhere, where opening a layer changes what

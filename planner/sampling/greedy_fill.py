@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from trady.planner.sampling.budget_state import Flags, Purses, is_first
+from trady.planner.sampling.budget_state import BudgetState, Flags, is_first
 from trady.planner.sampling.philox import Channels, FillWords, integers_below
 
 #: Channels of an order that are looked at together: all that follow are looked through after each such block.
@@ -50,7 +50,7 @@ class Filling:
     """Channels taken from a pool in each of many runs.
 
     Args:
-        purses: Full; filled in place.
+        budget: Full; filled in place.
         pool: The channels.
 
     Attributes:
@@ -58,9 +58,9 @@ class Filling:
             points, never is.
     """
 
-    def __init__(self, purses: Purses, pool: Pool) -> None:
-        self.purses, self.pool = purses, pool
-        runs, layers = purses.counts.shape
+    def __init__(self, budget: BudgetState, pool: Pool) -> None:
+        self.budget, self.pool = budget, pool
+        runs, layers = budget.counts.shape
         self._may_open = np.append(np.isin(np.arange(layers), pool.layers), False)
         self.is_open = np.repeat(self._may_open[None, :], runs, axis=0)
         self._parts: list[tuple[Channels, Channels]] = []
@@ -77,17 +77,17 @@ class Filling:
             order, runs = self._left_of(order[:, _BLOCK:], runs)
 
     def _walk_block(self, runs: Channels, block: Channels) -> None:
-        fixed = self.purses.prices_are_fixed
+        fixed = self.budget.prices_are_fixed
         while block.size:
             wanted = self.pool.layers.take(block)
             if not fixed:
                 wanted = np.where(self.is_open[runs[:, None], wanted], wanted, -1)
                 block = np.where(wanted < 0, -1, block)
-                opened = np.count_nonzero(self.purses.counts[runs], axis=1)
-            taken = self.purses.take(runs, wanted, None if self.purses.nested else self.pool.channels.take(block))
+                opened = np.count_nonzero(self.budget.counts[runs], axis=1)
+            taken = self.budget.take(runs, wanted, None if self.budget.nested else self.pool.channels.take(block))
             self._note(runs, block, taken)
             if not fixed:
-                has_opened = np.count_nonzero(self.purses.counts[runs], axis=1) > opened
+                has_opened = np.count_nonzero(self.budget.counts[runs], axis=1) > opened
                 self.is_open[runs[has_opened]] = self._may_open
             refused = wanted[np.arange(len(runs)), np.minimum(taken, wanted.shape[1] - 1)]
             refused[taken == wanted.shape[1]] = -1
@@ -103,7 +103,7 @@ class Filling:
         rows, layers = np.nonzero(self.is_open[runs])
         for first in range(0, len(rows), _WEIGHED_AT_ONCE):
             run, layer = runs[rows[first : first + _WEIGHED_AT_ONCE]], layers[first : first + _WEIGHED_AT_ONCE]
-            self.is_open[run, layer] = self.purses.may_take(run, layer)
+            self.is_open[run, layer] = self.budget.may_take(run, layer)
 
     def _note(self, runs: Channels, places: Channels, taken: Channels) -> None:
         """Keep what was taken, in its order."""
@@ -113,9 +113,9 @@ class Filling:
 
     def _left_of(self, order: Channels, runs: Channels) -> tuple[Channels, Channels]:
         """The rest of an order without layers that are closed for good, moved together; runs that have none go."""
-        fits: Flags = self.purses.least_prices(runs) <= self.purses.left[runs, None]
+        fits: Flags = self.budget.least_prices(runs) <= self.budget.left[runs, None]
         self.is_open[runs, :-1] &= fits
-        may_fit = self.is_open[runs] if self.purses.prices_are_fixed else np.pad(fits, ((0, 0), (0, 1)))
+        may_fit = self.is_open[runs] if self.budget.prices_are_fixed else np.pad(fits, ((0, 0), (0, 1)))
         rows = np.arange(len(runs))[:, None]
         rest = moved_together(order, may_fit[rows, self.pool.layers.take(order)])
         going_on = (rest >= 0).any(axis=1)
@@ -137,7 +137,7 @@ class Filling:
         Args:
             in_order: Whether in the order they were taken in, else in ascending order.
         """
-        places, counts = self.in_order_taken(), self.purses.counts
+        places, counts = self.in_order_taken(), self.budget.counts
         # One number to sort by: layer, then when it was taken, then the channel; nothing comes last.
         keys = np.append((self.pool.layers << 48 | self.pool.channels)[:-1], 2**62).take(places)
         if in_order:
@@ -160,14 +160,14 @@ class RandomFilling(Filling):
     over, which leaves the others equally likely. Where few are left, they are shuffled.
 
     Args:
-        purses: Nested and full; filled in place.
+        budget: Nested and full; filled in place.
         layers: Layers to draw from, ascending.
         sizes: Channels of each.
         words: Random words.
     """
 
-    def __init__(self, purses: Purses, layers: Channels, sizes: Channels, words: FillWords) -> None:
-        super().__init__(purses, Pool.of(layers, sizes))
+    def __init__(self, budget: BudgetState, layers: Channels, sizes: Channels, words: FillWords) -> None:
+        super().__init__(budget, Pool.of(layers, sizes))
         self._layers, self._sizes, self._words = layers, sizes, words
         self._starts = np.cumsum(sizes) - sizes
 
@@ -177,7 +177,7 @@ class RandomFilling(Filling):
         for turn in count():
             layers = runs[:, None], self._layers
             sizes = self._sizes * self.is_open[layers]
-            totals, taken = sizes.sum(axis=1), np.where(sizes > 0, self.purses.counts[layers], 0).sum(axis=1)
+            totals, taken = sizes.sum(axis=1), np.where(sizes > 0, self.budget.counts[layers], 0).sum(axis=1)
             is_few = (totals <= _FEW_CHANNELS) | (totals <= 2 * taken)
             many, few = ~is_few, is_few & (totals > taken)
             if many.any():
@@ -194,7 +194,7 @@ class RandomFilling(Filling):
         Args:
             group_of: Input group of each layer.
         """
-        channels, counts = self.by_layer(in_order=True), self.purses.counts
+        channels, counts = self.by_layer(in_order=True), self.budget.counts
         members: dict[int, list[int]] = {}
         for index in channels:
             members.setdefault(int(group_of[index]), []).append(index)

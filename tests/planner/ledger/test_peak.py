@@ -22,7 +22,7 @@ from trady.planner.ledger.peak import with_margin
 from trady.planner.options import OptimizerKind, Scope
 from trady.planner.plan.plan import Plan
 from trady.planner.planning.planning import make_plan
-from trady.planner.sampling.budget_state import Purses
+from trady.planner.sampling.budget_state import BudgetState
 from trady.planner.sampling.coverage import DEFAULT_HORIZON, coverage_value
 from trady.planner.solver.cp_sat import solve
 from trady.planner.solver.problem import PROOF_GAP, Limits, SolverStatus
@@ -85,13 +85,13 @@ def test_the_purse_takes_what_the_ledger_says_fits(table: CostTable, data: Any) 
     full = [layer.in_channels for layer in table.layers]
     least, most = (scope_bytes(table, counts, Scope.PEAK) for counts in (nothing, full))
     budget = data.draw(st.integers(least, max(least, most)))
-    purses = Purses(BatchedLedger(table), Scope.PEAK, budget, 1, nested=True)
+    budget = BudgetState(BatchedLedger(table), Scope.PEAK, budget, 1, nested=True)
     for _ in range(data.draw(st.integers(1, 8))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
-        counts = purses.counts[0].tolist()
+        counts = budget.counts[0].tolist()
         if counts[index] < full[index]:
             counts[index] += 1
-            taken = purses.take(np.array([0]), np.array([[index]]))
+            taken = budget.take(np.array([0]), np.array([[index]]))
             assert bool(taken[0]) == (scope_bytes(table, counts, Scope.PEAK) <= budget)
 
 

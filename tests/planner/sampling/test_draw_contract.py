@@ -14,12 +14,13 @@ from trady.planner.plan.plan import Plan
 from trady.planner.planning.replanning import replan
 from trady.planner.sampling.draws import ChannelDraws
 from trady.planner.sampling.schedule import draw, draw_runs
-from trady.planner.sampling.strategies import STRATEGIES, DrawRule
+from trady.planner.sampling.strategies import STRATEGIES
+from trady.planner.sampling.strategies.contract import Observes
 
 ALL = list(Strategy)
-RANDOM = [s for s in ALL if STRATEGIES[s].draw in (DrawRule.UNIFORM, DrawRule.FIXED_COUNTS, DrawRule.OBSERVED_NORMS)]
+RANDOM = [s for s in ALL if STRATEGIES[s].draw.is_uniform or STRATEGIES[s].observes is Observes.OWN_DRAWS]
 UNIFORM = [s for s in RANDOM if s is not Strategy.MEDYATE]
-NESTED = [s for s in ALL if STRATEGIES[s].draw in (DrawRule.UNIFORM, DrawRule.FIXED_COUNTS)]
+NESTED = [s for s in ALL if STRATEGIES[s].draw.is_uniform]
 RUNS = 400
 
 

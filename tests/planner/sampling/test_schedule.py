@@ -18,7 +18,7 @@ from trady.planner.ledger.cost_records import INDEX_BYTES, GroupInput, InputGrou
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan.plan import Plan
-from trady.planner.sampling.budget_state import Purses
+from trady.planner.sampling.budget_state import BudgetState
 from trady.planner.sampling.schedule import ChannelDraw, draw, draw_epochs, draw_runs
 from trady.planner.sampling.strategies import STRATEGIES
 
@@ -81,7 +81,7 @@ def test_no_draw_passes_the_budget(plan: Plan, epoch: int, seed: int, with_obser
 @given(cost_tables(max_channels=6), st.sampled_from([Scope.UPDATE, Scope.TRAINING]), st.data())
 def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, data: Any) -> None:
     """The budget is set so that exactly the channel asked for fits, or misses by one byte."""
-    purses = Purses(BatchedLedger(table), scope, 10**9, 1, nested=False)
+    budget = BudgetState(BatchedLedger(table), scope, 10**9, 1, nested=False)
     taken: dict[str, list[int]] = {}
     for _ in range(data.draw(st.integers(1, 12))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
@@ -90,7 +90,7 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
         if not left:
             continue
         channel = data.draw(st.sampled_from(left))
-        assert purses.take(np.array([0]), np.array([[index]]), np.array([[channel]]))
+        assert budget.take(np.array([0]), np.array([[index]]), np.array([[channel]]))
         taken.setdefault(layer.name, []).append(channel)
         drawn = ChannelDraw(0, {name: np.asarray(found) for name, found in taken.items()})
         scopes = drawn.ledger(BatchedLedger(table)).scopes
@@ -100,7 +100,7 @@ def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, d
             if drawn.is_nested(members)
         )
         expected = scopes.training if scope is Scope.TRAINING else scopes.update
-        assert 10**9 - purses.left[0] == expected + nested_by_chance
+        assert 10**9 - budget.left[0] == expected + nested_by_chance
 
 
 @settings(max_examples=40, deadline=None)

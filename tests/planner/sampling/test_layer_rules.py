@@ -13,7 +13,7 @@ from trady.planner.ledger import BatchedLedger
 from trady.planner.ledger.cost_records import GroupInput, InputGroup
 from trady.planner.ledger.cost_table import CostTable
 from trady.planner.priorities.priorities import LayerPriority
-from trady.planner.sampling.strategies import LayerRule, eligible_layers, scheme_counts
+from trady.planner.sampling.layer_rules import LayerRule, eligible_layers, scheme_counts
 
 
 def table_of(widths: Sequence[int]) -> CostTable:

@@ -1,15 +1,13 @@
-"""The strategies by name: a layer rule, a draw rule, and whether the draw is made anew each epoch."""
+"""Which layers a strategy may draw from."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from trady.planner.errors import BudgetError, StrategyError
 from trady.planner.ledger import BatchedLedger, CostTable
-from trady.planner.options import Scope, Strategy
-from trady.planner.plan import Plan
+from trady.planner.options import Scope
 from trady.planner.priorities import LayerPriority, top_layers
 
 #: Share of the total RGN that the paper's top-K layers hold.
@@ -25,45 +23,6 @@ class LayerRule(StrEnum):
     TOP_RGN = "top-rgn"
     LARA = "lara"
     SCHEME = "scheme"
-
-
-class DrawRule(StrEnum):
-    """How channels are drawn inside the eligible layers."""
-
-    FIXED_COUNTS = "fixed-counts"
-    UNIFORM = "uniform"
-    LARGEST_RGN = "largest-rgn"
-    OBSERVED_NORMS = "observed-norms"
-    LARGEST_WEIGHTS = "largest-weights"
-
-
-@dataclass(frozen=True)
-class StrategyRule:
-    """A strategy's three parts.
-
-    Args:
-        layers: Layer rule.
-        draw: Draw rule.
-        dynamic: Whether each epoch draws anew.
-    """
-
-    layers: LayerRule
-    draw: DrawRule
-    dynamic: bool
-
-
-STRATEGIES: Final[Mapping[Strategy, StrategyRule]] = {
-    Strategy.SOLVER: StrategyRule(LayerRule.FULL, DrawRule.FIXED_COUNTS, True),
-    Strategy.TRADY: StrategyRule(LayerRule.TOP_RGN, DrawRule.UNIFORM, True),
-    Strategy.S_TOPK_RANDOM: StrategyRule(LayerRule.TOP_RGN, DrawRule.UNIFORM, False),
-    Strategy.D_FULL_RANDOM: StrategyRule(LayerRule.FULL, DrawRule.UNIFORM, True),
-    Strategy.S_FULL_RANDOM: StrategyRule(LayerRule.FULL, DrawRule.UNIFORM, False),
-    Strategy.D_DET_RGN: StrategyRule(LayerRule.FULL, DrawRule.LARGEST_RGN, True),
-    Strategy.S_DET_RGN: StrategyRule(LayerRule.FULL, DrawRule.LARGEST_RGN, False),
-    Strategy.SU: StrategyRule(LayerRule.SCHEME, DrawRule.LARGEST_WEIGHTS, False),
-    Strategy.LARA_TRADY: StrategyRule(LayerRule.LARA, DrawRule.UNIFORM, True),
-    Strategy.MEDYATE: StrategyRule(LayerRule.LARA, DrawRule.OBSERVED_NORMS, True),
-}
 
 
 def eligible_layers(
@@ -150,10 +109,3 @@ def _lara(ledger: BatchedLedger, priorities: Sequence[LayerPriority], budget_byt
         if budget_bytes <= POOL_SHARE * ledger.of(counts).scopes.update:
             break
     return chosen
-
-
-def drawable_layers(plan: Plan) -> list[int]:
-    """Indices of the layers that some draw of a plan may take channels of, ascending."""
-    chosen = {index for index, count in enumerate(plan.counts) if count}
-    fixed = STRATEGIES[plan.strategy.name].draw is DrawRule.FIXED_COUNTS
-    return sorted(chosen if fixed else chosen | set(plan.strategy.eligible))
