@@ -33,6 +33,7 @@ test: install lint types ## Set up, then lint, types and tests (MARKERS chooses 
 lint: $(VENV)/.dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/public_api.py --since HEAD~1
 
 types: install
 	$(BIN)/python -m mypy -p trady.planner -p trady.simulator -p trady.engine

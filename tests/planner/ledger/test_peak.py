@@ -79,7 +79,7 @@ def _is_bounded_higher(table: CostTable, counts: Sequence[int], budget: int) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(peak_tables(), st.data())
-def test_the_purse_takes_what_the_ledger_says_fits(table: CostTable, data: Any) -> None:
+def test_the_budget_takes_what_the_ledger_says_fits(table: CostTable, data: Any) -> None:
     """One more channel is taken exactly where the peak of the ledger stays within the budget."""
     nothing = [0] * len(table.layers)
     full = [layer.in_channels for layer in table.layers]

@@ -79,7 +79,7 @@ def test_no_draw_passes_the_budget(plan: Plan, epoch: int, seed: int, with_obser
 
 @settings(max_examples=80, deadline=None)
 @given(cost_tables(max_channels=6), st.sampled_from([Scope.UPDATE, Scope.TRAINING]), st.data())
-def test_the_purse_spends_what_the_ledger_says(table: CostTable, scope: Scope, data: Any) -> None:
+def test_a_budget_spends_what_the_ledger_says(table: CostTable, scope: Scope, data: Any) -> None:
     """The budget is set so that exactly the channel asked for fits, or misses by one byte."""
     budget = BudgetState(BatchedLedger(table), scope, 10**9, 1, nested=False)
     taken: dict[str, list[int]] = {}
