@@ -1,11 +1,10 @@
 """A 7-billion-parameter Llama planned without its weights: seconds and peak resident memory of the process.
 
-python benchmarks/llama7b.py
+python -m benchmarks.llama7b
 """
 
 import json
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import click
 import torch
 import transformers
-from zoo import machine
 
+from benchmarks.commands import command, machine
 from trady.planner.planning import ModelSource, make_plan
 from trady.planner.priorities import uniform_priorities
 from trady.planner.tracing import trace
@@ -26,10 +25,10 @@ TOKENS = 128
 @click.command()
 @click.option("--budget", default="64MB", show_default=True, help="Bytes of scope update.")
 def main(budget: str) -> None:
-    """Trace and plan; example: python benchmarks/llama7b.py --budget 64MB."""
+    """Trace and plan; example: python -m benchmarks.llama7b --budget 64MB."""
     imported = _peak_bytes()
     found = [measured(dtype, budget) for dtype in (torch.float32, torch.bfloat16)]
-    document = {"command": f"python {' '.join(sys.argv)}", **machine(), "imports_peak_bytes": imported, "rows": found}
+    document = {"command": command(), **machine(), "imports_peak_bytes": imported, "rows": found}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     click.echo(json.dumps(document, indent=1))

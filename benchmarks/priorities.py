@@ -1,6 +1,6 @@
 """How far to trust priorities: do layer ranks agree between synthetic and real inputs, and between tasks?
 
-    python benchmarks/priorities.py            # about 10 minutes on 2 cores; needs the asset folder
+    python -m benchmarks.priorities            # about 10 minutes on 2 cores; needs the asset folder
 
 Spearman's correlation of the layers' RGN. Writes ``benchmarks/results/priorities.json`` and ``docs/priorities.md``.
 """
@@ -71,8 +71,8 @@ def main(batches: int, seeds: int) -> None:
         for row in rows:
             if row.network == network:
                 click.echo(f"{row.network:20} {row.first:20} {row.second:20} {row.spearman:.3f} {row.top_overlap:.2f}")
-    content = {
-        "command": f"python benchmarks/priorities.py --batches {batches} --seeds {seeds}",
+    content: dict[str, object] = {
+        "command": f"python -m benchmarks.priorities --batches {batches} --seeds {seeds}",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "rows": [asdict(row) for row in rows],

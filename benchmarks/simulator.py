@@ -1,7 +1,7 @@
 """How fast the simulator replays, how its cost grows, and what a 7B Llama takes.
 
-    python benchmarks/simulator.py
-    python benchmarks/simulator.py --markdown docs/simulator-speed.md      # the page, from the committed results
+    python -m benchmarks.simulator
+    python -m benchmarks.simulator --markdown docs/simulator-speed.md      # the page, from the committed results
 
 Every time is the median of several runs in this process, on all its processors, importing left out. The rival is the
 replay as one writes it first: trial by trial, ``numpy.random.Generator.choice`` for every layer and epoch, the same
@@ -55,7 +55,7 @@ print(json.dumps({"seconds": round(seconds, 2), "peak_bytes": peak, "channels": 
     "--markdown", type=click.Path(path_type=Path), help="Write the page from the committed results, and stop."
 )
 def main(repeats: int, llama: bool, only_llama: bool, markdown: Path | None) -> None:
-    """Time replays; example: python benchmarks/simulator.py --repeats 3."""
+    """Time replays; example: python -m benchmarks.simulator --repeats 3."""
     if markdown is not None:
         markdown.write_text(page(json.loads(RESULTS.read_text())))
         return
@@ -147,9 +147,9 @@ def naive_replay(plan: Plan, trials: int, epochs: int) -> dict[str, np.ndarray]:
     return found
 
 
-def budgets(repeats: int) -> list[dict[str, float]]:
+def budgets(repeats: int) -> list[dict[str, float | str]]:
     """More bytes, more channels drawn in an epoch."""
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for budget in ("128KB", "256KB", "512KB", "1MB", "2MB"):
         plan = mobilenet_plan(budget)
         rows.append({"budget": budget, "drawn_channels": sum(plan.counts), "seconds": replay_seconds(plan, repeats)})
@@ -185,7 +185,7 @@ def page(document: dict[str, Any]) -> str:
     lines = [
         "# How fast the simulator is",
         "",
-        f"Made by `python benchmarks/simulator.py` ({document['machine']}, numpy {document['numpy']}; medians of "
+        f"Made by `python -m benchmarks.simulator` ({document['machine']}, numpy {document['numpy']}; medians of "
         f"{document['repeats']} runs). MobileNetV2 at 256 KB unless said otherwise.",
         "",
         "| 1,000 trials of 100 epochs | seconds |",

@@ -1,6 +1,6 @@
 """How long a user waits for a plan, against importing torch and torchvision alone.
 
-    python benchmarks/startup.py
+    python -m benchmarks.startup
 
 Runs both commands in turn and compares medians. The bar: a plan of MobileNetV2 takes at most twice the import plus 3 s.
 Writes ``benchmarks/results/startup.json``.
@@ -43,7 +43,7 @@ def main(runs: int) -> None:
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     allowed = 2 * medians["import"] + 3
     content = {
-        "command": f"python benchmarks/startup.py --runs {runs}",
+        "command": f"python -m benchmarks.startup --runs {runs}",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "seconds": seconds,

@@ -1,7 +1,7 @@
 """How long a study takes: one trace and all processors, against planning row by row.
 
-    python benchmarks/study.py
-    python benchmarks/study.py --markdown docs/study-speed.md      # the page, from the committed results
+    python -m benchmarks.study
+    python -m benchmarks.study --markdown docs/study-speed.md      # the page, from the committed results
 
 1,008 rows of MobileNetV2 (56 budgets from 32 kB to 4 MB, 3 batch sizes, 3 optimizers, float32 and int8), from the
 module to the rows on disk, importing left out. The rival is what one writes first: ``make_plan`` for every row, here
@@ -26,6 +26,7 @@ import ortools
 import torch
 import torchvision
 
+from benchmarks.commands import command
 from trady.planner import Priorities, Study, calibrate, make_plan, study, trace
 from trady.planner.priorities import synthetic_batches, uniform_priorities
 from trady.planner.studies import StudyRow
@@ -47,7 +48,7 @@ COMMAND = "import sys; from trady.planner.cli.study import study_command; sys.ar
     "--markdown", type=click.Path(path_type=Path), help="Write the page from the committed results, and stop."
 )
 def main(repeats: int, sample: int, markdown: Path | None) -> None:
-    """Time studies; example: python benchmarks/study.py --repeats 3."""
+    """Time studies; example: python -m benchmarks.study --repeats 3."""
     if markdown is not None:
         markdown.write_text(page(json.loads(RESULTS.read_text())))
         return
@@ -57,7 +58,7 @@ def main(repeats: int, sample: int, markdown: Path | None) -> None:
         "uniform": uniform_priorities(trace(model, inputs), "asked for"),
     }
     document = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "torch": torch.__version__,
         "ortools": ortools.__version__,
@@ -144,7 +145,7 @@ def page(document: dict[str, Any]) -> str:
     lines = [
         "# How fast a study is",
         "",
-        f"Made by `python benchmarks/study.py` ({document['machine']}, torch {document['torch']}, ortools "
+        f"Made by `python -m benchmarks.study` ({document['machine']}, torch {document['torch']}, ortools "
         f"{document['ortools']}; medians of {document['repeats']} runs). {measured['rows']:,} rows of MobileNetV2: 56 "
         "budgets from 32 kB to 4 MB, batch sizes 1, 8 and 32, SGD, momentum and AdamW, float32 and int8. One trace.",
         "",

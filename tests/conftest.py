@@ -117,5 +117,7 @@ def zoo_member() -> Callable[[str], Example]:
     """A member of the benchmark's zoo by name: a module with random weights, inputs of two samples."""
     pytest.importorskip("timm")
     pytest.importorskip("transformers")
-    by_name = {member.name: member for member in _neighbour("zoo_members", "benchmarks").members()}
+    from benchmarks.zoo.members import members
+
+    by_name = {member.name: member for member in members()}
     return lambda name: by_name[name].build()

@@ -109,7 +109,7 @@ UNTYPED = {
     "PyTorch's own signature": ("Engine.forward", "SinkGD.step"),
     "what a name or a file stands for": ("load_factory", "resolve_name", "load_safely"),
     "fields as JSON, checked where they are read": ("History.restored", "read_definition", "MemoryCosts.of"),
-    "the user's own loss says what it takes": ("step_loss",),
+    "the user's own model and loss say what they give and take": ("call_model", "step_loss"),
     "arrays of several types": ("Scratch.array",),
 }
 

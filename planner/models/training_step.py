@@ -33,7 +33,7 @@ class Batch:
     targets: Any = None
 
 
-def call_model(model: Callable[..., object], inputs: Inputs) -> object:
+def call_model(model: Callable[..., object], inputs: Inputs) -> Any:
     """Call the model the way its inputs ask for: keywords, positions, or one tensor."""
     if isinstance(inputs, Mapping):
         return model(**inputs)

@@ -1,9 +1,8 @@
-"""Benchmarks are scripts beside each other: their folder is on the path while their tests run."""
+"""Benchmarks use the networks of the examples, which are scripts beside each other: their folder is on the path."""
 
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-for folder in ("benchmarks", "examples"):
-    if str(ROOT / folder) not in sys.path:
-        sys.path.append(str(ROOT / folder))
+from imports import REPOSITORY
+
+if str(REPOSITORY / "examples") not in sys.path:
+    sys.path.append(str(REPOSITORY / "examples"))

@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import accuracy_tasks
 import pytest
-from accuracy import main
-from accuracy_grid import POLICIES, PRESETS, best_rate, rates_to_try
-from accuracy_rows import RowsError, append_row, read_rows
-from accuracy_runs import Cell, Recipe
-from accuracy_tasks import NETWORKS, SOURCES
 from click.testing import CliRunner
+
+from benchmarks.accuracy import tasks as accuracy_tasks
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.grid import POLICIES, PRESETS, best_rate, rates_to_try
+from benchmarks.accuracy.rows import RowsError, append_row, read_rows
+from benchmarks.accuracy.runs import Cell, Recipe
+from benchmarks.accuracy.tasks import NETWORKS, SOURCES
 
 FIRST = (0.01, 0.02, 0.04)
 

@@ -8,7 +8,7 @@ from trady.planner.models.training_step import Batch
 from trady.planner.options import OptimizerKind
 
 pytest.importorskip("peft")
-from accuracy_lora import adapted
+from benchmarks.accuracy.lora import adapted
 
 
 def batch() -> Batch:

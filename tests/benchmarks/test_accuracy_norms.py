@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from accuracy_norms import put_norms_back
 from torch import nn
+
+from benchmarks.accuracy.norms import put_norms_back
 
 
 def network() -> nn.Sequential:

@@ -6,14 +6,14 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import RESULTS, TIMES
-from accuracy_grid import POLICIES
-from accuracy_report import PAGE, compare, page
-from accuracy_rows import latest, read_rows
-from accuracy_runs import Cell, Recipe, run
-from accuracy_tasks import ASSETS, NETWORKS
 from inverted_residuals import BlockShape, InvertedResidualNetwork
 
+from benchmarks.accuracy.__main__ import RESULTS, TIMES
+from benchmarks.accuracy.grid import POLICIES
+from benchmarks.accuracy.report import PAGE, compare, page
+from benchmarks.accuracy.rows import latest, read_rows
+from benchmarks.accuracy.runs import Cell, Recipe, run
+from benchmarks.accuracy.tasks import ASSETS, NETWORKS
 from trady.engine import Engine
 from trady.planner import make_plan
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from accuracy_statistics import mean_of, paired
+
+from benchmarks.accuracy.statistics import mean_of, paired
 
 
 def test_a_paired_test_by_hand() -> None:

@@ -1,7 +1,8 @@
 """Tasks: what is held out is never trained on, and batches are what the seed says."""
 
 import torch
-from accuracy_tasks import NETWORKS, Part, Task
+
+from benchmarks.accuracy.tasks import NETWORKS, Part, Task
 
 NETWORK = NETWORKS["mbv2-w0.35"]
 

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypedDict
 
-from accuracy_runs import Cell, Policy, Recipe
-from accuracy_tasks import NETWORKS, is_here
-
+from benchmarks.accuracy.runs import Cell, Policy, Recipe
+from benchmarks.accuracy.tasks import NETWORKS, is_here
 from trady.planner.options import OptimizerKind
 
 #: Rates tried beyond the end of those a policy begins with.
@@ -238,6 +237,13 @@ def depth_cells() -> list[Cell]:
     return [Cell(network.name, "food10", network.budgets[0], POLICIES[name], _SHORT, 0.01) for name in DEPTHS]
 
 
+class _Where(TypedDict, total=False):
+    """Networks and data of a block."""
+
+    networks: Sequence[str]
+    data: Sequence[str]
+
+
 def _on_pictures(
     *policies: str,
     networks: Sequence[str] = _THREE,
@@ -259,8 +265,8 @@ def _on_texts(*policies: str, seeds: int = 1) -> Block:
 
 
 #: On one cell.
-_ONE: Final = {"networks": _THREE[:1], "data": ("food10",)}
-_WITH_NORMS: Final = {"networks": ("mbv2-w0.35 with norms",), "data": ("food10",)}
+_ONE: Final[_Where] = {"networks": _THREE[:1], "data": ("food10",)}
+_WITH_NORMS: Final[_Where] = {"networks": ("mbv2-w0.35 with norms",), "data": ("food10",)}
 
 PRESETS: Final[Mapping[str, tuple[Block, ...]]] = {
     "quick": (Block(_THREE[:1], ("food10",), (0,), ("trady", "medyate", "solver", "solver SinkGD"), 2, _SHORT),),

@@ -1,8 +1,8 @@
 """Bytes and time of a training step, Trady's beside those of other ways to save memory.
 
-    python benchmarks/engine.py                                    # what is missing in benchmarks/results/engine.json
-    python benchmarks/engine.py --model ViT-S --row trady --fresh
-    python benchmarks/engine.py --markdown docs/engine.md          # only the table, of what is there
+    python -m benchmarks.engine                                    # what is missing in benchmarks/results/engine.json
+    python -m benchmarks.engine --model ViT-S --row trady --fresh
+    python -m benchmarks.engine --markdown docs/engine.md          # only the table, of what is there
 
 Each row runs in a process of its own and takes its steps in turn with dense ones. Rows of memsave_torch and PaCA need
 their authors' code: ``--memsave`` (github.com/plutonium-239/memsave_torch), ``--paca`` (``peft/src`` of
@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,15 +23,15 @@ from typing import Any, Final
 
 import click
 import torch
-from engine_models import Subject, subjects
-from engine_rivals import rows
-from engine_table import table_lines
-from zoo import machine
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+from benchmarks.commands import command, machine
+from benchmarks.engine.models import Subject, subjects
+from benchmarks.engine.rivals import rows
+from benchmarks.engine.table import table_lines
+
+ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "engine.json"
 ROOM: Final = ROOT / "out" / "engine"
-_WORKER: Final = Path(__file__).with_name("engine_rows.py")
 
 #: Threads that wait sleep: CPU time is work, and neighbours on the machine disturb less.
 _WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -63,7 +62,7 @@ def main(
     paca: str | None,
     markdown: Path | None,
 ) -> None:
-    """Measure what is missing; example: python benchmarks/engine.py --model MobileNetV2 --row frozen."""
+    """Measure what is missing; example: python -m benchmarks.engine --model MobileNetV2 --row frozen."""
     if markdown is not None:
         markdown.write_text("\n".join(table_lines(_read())) + "\n")
         return
@@ -93,7 +92,12 @@ class Runner:
 
     def __init__(self, device: str, threads: int | None, timeout: int, repeats: int, options: list[str]) -> None:
         self._device, self._timeout = device, timeout
-        self._command = [sys.executable, str(_WORKER), *(["--threads", str(threads)] if threads else [])]
+        self._command = [
+            sys.executable,
+            "-m",
+            "benchmarks.engine.rows",
+            *(["--threads", str(threads)] if threads else []),
+        ]
         self._row_options = ["--repeats", str(repeats), *options]
         self._orders = {subject.name: list(rows(subject)) for subject in subjects()}
 
@@ -121,7 +125,13 @@ class Runner:
         started = time.perf_counter()
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=self._timeout, check=False, env=os.environ | _WAITING
+                command,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=self._timeout,
+                check=False,
+                env=os.environ | _WAITING,
             )
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {self._timeout} s"}
@@ -135,7 +145,7 @@ class Runner:
     def _write(self, name: str, *, facts: Found | None = None, measured: Found | None = None) -> None:
         document = _read()
         run = document.setdefault(self._device, {"models": {}})
-        run |= {"command": shlex.join(["python", *sys.argv]), **_machine(self._device)}
+        run |= {"command": command(), **_machine(self._device)}
         model = run["models"].setdefault(name, {"facts": {}, "rows": {}})
         if facts is not None:
             model |= {"facts": facts, "rows": {}}

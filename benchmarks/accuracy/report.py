@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from accuracy_figures import draw_budgets, draw_depth, draw_policies
-from accuracy_grid import DEPTHS
-from accuracy_rows import Row, is_smallest, latest, scores_by_policy
-from accuracy_statistics import Paired, mean_of, paired
+from benchmarks.accuracy.figures import draw_budgets, draw_depth, draw_policies
+from benchmarks.accuracy.grid import DEPTHS
+from benchmarks.accuracy.rows import Row, is_smallest, latest, scores_by_policy
+from benchmarks.accuracy.statistics import Paired, mean_of, paired
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "accuracy.md"
-PROSE: Final = Path(__file__).with_name("accuracy_prose.md")
-ANSWERS: Final = Path(__file__).with_name("accuracy_answers.md")
+PROSE: Final = Path(__file__).with_name("prose.md")
+ANSWERS: Final = Path(__file__).with_name("answers.md")
 PRIORITIES: Final = ROOT / "benchmarks" / "results" / "priorities.json"
 
 #: Networks whose tables stand in the page, and what reads pictures.

@@ -8,7 +8,7 @@ from trady.planner.units import format_bytes
 Found = Mapping[str, Any]
 
 _INTRODUCTION: Final = """\
-Made by `python benchmarks/engine.py`: one training step (forward, backward, SGD without momentum), float32,
+Made by `python -m benchmarks.engine`: one training step (forward, backward, SGD without momentum), float32,
 cross-entropy, random inputs and labels, the same memory format in every row of a model. Norms with running statistics
 are frozen except in *dense, norms trained*.
 

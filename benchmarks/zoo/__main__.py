@@ -6,15 +6,13 @@ the distinct storages autograd packs and still holds when the loss exists, param
 Then the engine runs one planned step at batch 4: what it keeps beside what the plan says, and the gradients of the
 drawn slices beside dense autograd's.
 
-    python benchmarks/zoo.py                 # what is missing in benchmarks/results/zoo.json
-    python benchmarks/zoo.py --only swin --fresh
-    python benchmarks/zoo.py --steps         # only the engine's steps, of rows that have none
+    python -m benchmarks.zoo                 # what is missing in benchmarks/results/zoo.json
+    python -m benchmarks.zoo --only swin --fresh
+    python -m benchmarks.zoo --steps         # only the engine's steps, of rows that have none
 """
 
 import json
 import multiprocessing
-import platform
-import shlex
 import sys
 import time
 import warnings
@@ -26,9 +24,10 @@ from typing import Any, Final
 import click
 import torch
 from torch import Tensor, nn
-from zoo_members import Member, members
-from zoo_steps import planned_step
 
+from benchmarks.commands import command, machine
+from benchmarks.zoo.members import Member, members
+from benchmarks.zoo.steps import planned_step
 from trady.engine.runtime import saved_tensors, storage_bytes
 from trady.planner.costs import build_cost_table
 from trady.planner.errors import TracingError
@@ -53,7 +52,7 @@ BUDGET_BYTES: Final = 256_000
 MOST_ERROR: Final = 1e-3
 TRACED: Final = (1, 2, 3)
 JUDGED: Final = (4, 1)
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "zoo.json"
 TABLE: Final = ROOT / "docs" / "zoo.md"
 
@@ -65,7 +64,7 @@ Row = dict[str, Any]
 @click.option("--fresh", is_flag=True, help="Measure again the rows that are there.")
 @click.option("--steps", is_flag=True, help="Only the engine's planned step, of the rows that are there.")
 def main(only: str, fresh: bool, steps: bool) -> None:
-    """Measure the zoo; example: python benchmarks/zoo.py --only torchvision."""
+    """Measure the zoo; example: python -m benchmarks.zoo --only torchvision."""
     known = {row["name"]: row for row in _read_rows()}
     import_all()
     for member in members():
@@ -253,27 +252,11 @@ def _read_rows() -> list[Row]:
 
 def write(rows: list[Row]) -> None:
     """Results and the table made of them."""
-    document = {"command": shlex.join(["python", *sys.argv]), **machine(), "rows": rows}
+    document = {"command": command(), **machine(), "rows": rows}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text("\n".join(table_lines(rows)) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what the figures were made."""
-    import timm
-    import torchvision
-    import transformers
-
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def table_lines(rows: list[Row]) -> Iterator[str]:
@@ -283,7 +266,7 @@ def table_lines(rows: list[Row]) -> Iterator[str]:
     yield ""
     yield from __doc__.strip().splitlines()[2:4]
     yield (
-        f"Made by `python benchmarks/zoo.py` (torch {versions['torch']}, torchvision {versions['torchvision']}, "
+        f"Made by `python -m benchmarks.zoo` (torch {versions['torch']}, torchvision {versions['torchvision']}, "
         f"timm {versions['timm']}, transformers {versions['transformers']}; {versions['machine']}). "
         "Bytes at batch 4, in bytes; *difference* is predicted minus real at batches 4 and 1, the larger. "
         "*Trace* is one batch size, as `trady-plan` does it; *solve* and *gap* are of a plan of 256 kB in scope "

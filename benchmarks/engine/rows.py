@@ -1,7 +1,7 @@
 """One model or one row of the engine's benchmark, measured in this process; ``engine.py`` starts it.
 
-    python benchmarks/engine_rows.py facts ViT-S --room out/engine/ViT-S
-    python benchmarks/engine_rows.py row ViT-S "frozen 256KB" --room out/engine/ViT-S
+    python -m benchmarks.engine.rows facts ViT-S --room out/engine/ViT-S
+    python -m benchmarks.engine.rows row ViT-S "frozen 256KB" --room out/engine/ViT-S
 
 The last line of stdout is JSON.
 """
@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import click
 import torch
-from engine_meter import kept_bytes, seconds_of
-from engine_models import Subject, built, subject_named
-from engine_rivals import BUDGETS, PEAK, CannotRunError, Contender, Task, dense, rows
 from torch import Tensor, nn
 
+from benchmarks.engine.meter import kept_bytes, seconds_of
+from benchmarks.engine.models import Subject, built, subject_named
+from benchmarks.engine.rivals import BUDGETS, PEAK, CannotRunError, Contender, Task, dense, rows
 from trady.planner.costs import AllocationMeter, peak_of
 from trady.planner.errors import TradyError
 from trady.planner.ledger import BatchedLedger
@@ -122,7 +122,8 @@ def measure(task: Task, row_name: str, batch: Batch, device: str, repeats: int) 
         contender = rows(task.subject)[row_name](task)
         subject = _Judge(contender, batch, device)
         loss = subject.first_step()
-    found = {"first_step_seconds": round(time.perf_counter() - started, 2), "loss": loss, "dense_loss": expected}
+    seconds = round(time.perf_counter() - started, 2)
+    found: dict[str, Any] = {"first_step_seconds": seconds, "loss": loss, "dense_loss": expected}
     found |= {"trained_bytes": _trained_bytes(contender, task), "without_gradient": subject.without_gradient}
     _check_gradients(task.subject, subject)
     _check_loss(loss, expected, contender)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trady.planner.models import Batch, Inputs, call_model, map_tensors
 
-EXAMPLES: Final = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 _TOKENS: Final = 128
 
 

@@ -12,15 +12,15 @@ from typing import Final
 
 import numpy as np
 import torch
-from accuracy_norms import put_norms_back
-from engine_models import paper_network
 from torch import Tensor, nn
 
+from benchmarks.accuracy.norms import put_norms_back
+from benchmarks.engine.models import paper_network
 from trady.planner.data import LabelledData, PictureFormat, TextFormat, open_data
 from trady.planner.errors import DataError
 from trady.planner.models import Batch, Inputs, map_tensors
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 ASSETS: Final = Path(os.environ.get("TRADY_ASSETS", ROOT.parent / "shared" / "assets")).resolve()
 #: Where the data sets of torchvision and the folders of CUB and VWW lie on a machine that has them.
 DATASETS: Final = Path(os.environ.get("TRADY_DATASETS", ROOT.parent / "datasets"))
@@ -67,7 +67,9 @@ class Network:
         model = paper_network(self.factory)
         if self.with_norms:
             task = open_task(self, "food10", _NORM_PIXELS)
-            put_norms_back(model, task.batch(task.train, torch.arange(_NORM_PICTURES)).inputs)
+            pictures = task.batch(task.train, torch.arange(_NORM_PICTURES)).inputs
+            assert isinstance(pictures, Tensor)
+            put_norms_back(model, pictures)
         return model.to(memory_format=torch.channels_last) if self.reads_pictures else model
 
 
@@ -268,7 +270,7 @@ def _decode(data: LabelledData, folder: Path) -> None:
     }
     for place in range(len(data)):
         inputs, _ = data[place]
-        for name, tensor in ({"pictures": inputs} if isinstance(inputs, Tensor) else inputs).items():
+        for name, tensor in ({"pictures": inputs} if isinstance(inputs, Tensor) else dict(inputs)).items():
             arrays[name][place] = (tensor * 255).round() if name == "pictures" else tensor
     for array in arrays.values():
         array.flush()

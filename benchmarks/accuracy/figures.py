@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from accuracy_rows import Row, scores_by_policy
-from accuracy_statistics import mean_of
-
+from benchmarks.accuracy.rows import Row, scores_by_policy
+from benchmarks.accuracy.statistics import mean_of
 from trady.planner.reports import COLOURS, matplotlib_ready, save_figure, tidy_axes
 
 _BASELINE: Final = "trady"

@@ -15,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accuracy_lora import adapted
-from accuracy_tasks import CACHE, NETWORKS, Task, open_task
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from benchmarks.accuracy.lora import adapted
+from benchmarks.accuracy.tasks import CACHE, NETWORKS, Task, open_task
 from trady.engine import Engine
 from trady.engine.optim import make_optimizer
 from trady.engine.runtime import autocast
@@ -28,7 +28,7 @@ from trady.planner import Plan, calibrate, make_plan
 from trady.planner.files import write_atomically
 from trady.planner.ledger import BatchedLedger
 from trady.planner.models import Batch, call_model, fit_head, replace_head
-from trady.planner.options import DType, OptimizerKind, Strategy
+from trady.planner.options import DType, OptimizerKind, Scope, Strategy
 from trady.planner.priorities import Priorities
 
 _HEAD: Final = "classifier"
@@ -344,13 +344,12 @@ def _measured(engine: Engine, task: Task, cell: Cell) -> dict[str, Any]:
     """Bytes of a real step with the first draw, beside the planned ones."""
     first = task.batch(task.train, torch.arange(cell.recipe.micro_batch))
     found = engine.measure(first.inputs, first.targets)
-    scopes = found.as_json()["scope_bytes"]
     return {
         "planned_update_bytes": engine.ledger.scopes.update,
         "always_trained_bytes": engine.ledger.lines.always_trained,
-        "measured_update_bytes": scopes["update"],
-        "measured_training_bytes": scopes["training"],
-        "measured_peak_bytes": scopes["peak"],
+        "measured_update_bytes": found.scope_bytes(Scope.UPDATE),
+        "measured_training_bytes": found.scope_bytes(Scope.TRAINING),
+        "measured_peak_bytes": found.scope_bytes(Scope.PEAK),
         "exceeded": [text for text in found.exceeded if not text.startswith("peak")],
     }
 

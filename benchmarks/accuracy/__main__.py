@@ -1,10 +1,10 @@
 """Does it train as well as the paper says? Every policy on real weights and data, through the engine, at equal bytes.
 
-    python benchmarks/accuracy.py --preset quick      # under 20 minutes on 2 cores
-    python benchmarks/accuracy.py --preset desk       # what docs/accuracy.md was made from: hours on 2 cores
-    python benchmarks/accuracy.py --preset paper      # the papers' whole grid and length, for a GPU or for days
-    python benchmarks/accuracy.py times               # a step of each depth, one minute on a quiet machine
-    python benchmarks/accuracy.py report              # tables, tests and figures into docs/
+    python -m benchmarks.accuracy --preset quick      # under 20 minutes on 2 cores
+    python -m benchmarks.accuracy --preset desk       # what docs/accuracy.md was made from: hours on 2 cores
+    python -m benchmarks.accuracy --preset paper      # the papers' whole grid and length, for a GPU or for days
+    python -m benchmarks.accuracy times               # a step of each depth, one minute on a quiet machine
+    python -m benchmarks.accuracy report              # tables, tests and figures into docs/
 
 Runs go to ``benchmarks/results/accuracy.jsonl``, one line each, and none is made twice: an interrupted preset goes on.
 Networks and data come from the asset folder (``TRADY_ASSETS``), data sets of torchvision and folders of CUB and VWW
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from accuracy_rows import Row, RowsError, append_row, read_rows
 
-RESULTS: Final = Path(__file__).resolve().parent / "results" / "accuracy.jsonl"
+from benchmarks.accuracy.rows import Row, RowsError, append_row, read_rows
+
+RESULTS: Final = Path(__file__).resolve().parents[1] / "results" / "accuracy.jsonl"
 TIMES: Final = RESULTS.with_name("accuracy-times.json")
 #: Tensors of megabytes come and go in each step: glibc is to keep their memory instead of asking the system each time.
 _KEEP_MEMORY: Final = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "67108864"}
@@ -47,7 +48,7 @@ _KEEP_MEMORY: Final = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000
 )
 @click.pass_context
 def main(context: click.Context, preset: str, workers: int, results: Path) -> None:
-    """Run a preset; example: python benchmarks/accuracy.py --preset quick."""
+    """Run a preset; example: python -m benchmarks.accuracy --preset quick."""
     context.obj = results
     if context.invoked_subcommand is None:
         run_preset(preset, workers, results)
@@ -57,13 +58,13 @@ def main(context: click.Context, preset: str, workers: int, results: Path) -> No
 @click.pass_obj
 def report(results: Path) -> None:
     """Write docs/accuracy.md and its figures from the results."""
-    from accuracy_report import write_report
+    from benchmarks.accuracy.report import write_report
 
     rows = _rows(results)
     if not any(not row["choosing"] for row in rows):
-        raise click.ClickException(f"{results} holds no judged run. Make some: python benchmarks/accuracy.py")
+        raise click.ClickException(f"{results} holds no judged run. Make some: python -m benchmarks.accuracy")
     if not TIMES.exists():
-        raise click.ClickException(f"{TIMES} is missing. Make it: python benchmarks/accuracy.py times")
+        raise click.ClickException(f"{TIMES} is missing. Make it: python -m benchmarks.accuracy times")
     write_report(rows, json.loads(TIMES.read_text()))
 
 
@@ -71,8 +72,8 @@ def report(results: Path) -> None:
 @click.option("--rounds", default=15, show_default=True, help="Steps of each policy, in turn.")
 def times(rounds: int) -> None:
     """Time a step of the policies whose depth the report compares, on a quiet machine."""
-    from accuracy_grid import depth_cells
-    from accuracy_runs import step_times
+    from benchmarks.accuracy.grid import depth_cells
+    from benchmarks.accuracy.runs import step_times
 
     TIMES.write_text(json.dumps({"rounds": rounds, "step_ms": step_times(depth_cells(), rounds)}, indent=1) + "\n")
     click.echo(TIMES.read_text())
@@ -80,8 +81,8 @@ def times(rounds: int) -> None:
 
 def run_preset(preset: str, workers: int, results: Path) -> None:
     """Make the runs of a preset that are not there yet."""
-    from accuracy_grid import PRESETS
-    from accuracy_tasks import ASSETS, DATASETS, is_here
+    from benchmarks.accuracy.grid import PRESETS
+    from benchmarks.accuracy.tasks import ASSETS, DATASETS, is_here
 
     wanted = {data for block in PRESETS[preset] for data in block.data}
     if missing := sorted(data for data in wanted if not is_here(data)):
@@ -107,7 +108,7 @@ def _rows(results: Path) -> list[Row]:
 
 def _chosen_rates(block: Any, judged: Sequence[Any], known: dict[str, Row], pool: Any, results: Path) -> list[float]:
     """The learning rate of each judged run, by the loss on held-out training data."""
-    from accuracy_grid import chosen_rate, rates_to_try
+    from benchmarks.accuracy.grid import chosen_rate, rates_to_try
 
     if block.fixed_rate is not None:
         return [block.fixed_rate] * len(judged)
@@ -125,7 +126,7 @@ def _chosen_rates(block: Any, judged: Sequence[Any], known: dict[str, Row], pool
 
 
 def _make(cells: Sequence[Any], known: dict[str, Row], pool: Any, results: Path) -> None:
-    from accuracy_runs import run
+    from benchmarks.accuracy.runs import run
 
     missing = list({cell.key: cell for cell in cells if cell.key not in known}.values())
     for number, row in enumerate(pool.imap_unordered(run, missing), start=1):

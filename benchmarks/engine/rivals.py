@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from engine_models import Subject
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.engine.models import Subject
 from trady.planner.models import call_model, set_training_mode
 from trady.planner.options import NormMode
 from trady.planner.plan import Plan
@@ -155,7 +155,7 @@ def lora(task: Task, budget: str) -> Contender:
     shares = {}
     for name, module in _called(task):
         if name in plan.chosen and (isinstance(module, nn.Linear) or _is_plain_convolution(module)):
-            shares[name] = module.weight[:, :1].numel() * plan.chosen[name]
+            shares[name] = module.get_parameter("weight")[:, :1].numel() * plan.chosen[name]
     if not shares:
         raise CannotRunError("LoRA has no adapter for any layer that Trady draws from")
     ranks = _ranks(shares, {name: _elements_of_rank(task.model.get_submodule(name)) for name in shares}, plan)

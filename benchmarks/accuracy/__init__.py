@@ -1,0 +1,1 @@
+"""Does it train as well as the paper says?"""

@@ -1,0 +1,1 @@
+"""What a training step keeps, peaks at and takes, beside rivals."""
