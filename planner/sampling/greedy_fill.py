@@ -17,7 +17,7 @@ from trady.planner.sampling.philox import Channels, FillWords, integers_below
 #: Channels of an order that are looked at together: all that follow are looked through after each such block.
 _BLOCK: Final = 512
 #: Largest share of all channels that the first round asks for, and how many more than needed: cheap ones fit longer.
-_MOST_OF_POOL, _SPARE = 0.6, 64
+_MOST_OF_POOL, _SPARE = 0.6, 16
 #: Layers that are weighed together.
 _WEIGHED_AT_ONCE: Final = 1024
 #: Of so many channels none is asked for: they are shuffled.
