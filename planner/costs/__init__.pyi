@@ -2,8 +2,9 @@ from .allocator import AllocationMeter as AllocationMeter
 from .allocator import peak_of as peak_of
 from .macs import ForwardMacs as ForwardMacs
 from .macs import forward_macs as forward_macs
-from .refining import RefinedTable as RefinedTable
+from .refining import MeasuredTable as MeasuredTable
 from .refining import memory_of_step as memory_of_step
+from .refining import settled as settled
 from .step_memory import StepMemory as StepMemory
 from .table_builder import OPTIMIZER_STATE as OPTIMIZER_STATE
 from .table_builder import build_cost_table as build_cost_table

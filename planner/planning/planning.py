@@ -7,7 +7,7 @@ from typing import Final, Required, TypedDict, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from trady.planner.costs import RefinedTable, StepMemory, build_cost_table
+from trady.planner.costs import MeasuredTable, StepMemory, build_cost_table, memory_of_step, settled
 from trady.planner.errors import PlanError
 from trady.planner.ledger import FORWARD_CONVOLUTIONS, CostTable
 from trady.planner.models import (
@@ -151,10 +151,9 @@ def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords])
     layers = candidate_layers(traced, asked.only, asked.exclude, asked.max_depth)
     # 2. What every channel and operation costs; kernels are measured later, where they matter.
     say("Following what the step releases")
-    tables = _tables(model, traced, layers, asked, dtype)
-    check_some_layer_fits(tables, asked)
+    tables = check_some_layer_fits(_tables(model, traced, layers, asked, dtype), asked)
     convolutions = [layer.name for layer in traced.layers if layer.kind in FORWARD_CONVOLUTIONS]
-    counts = scheme_counts_of(asked, tables, convolutions)
+    counts, tables = scheme_counts_of(asked, tables, convolutions)
     # 3. What every channel is worth.
     source, priorities = options.get("source") or ModelSource(), options.get("priorities")
     if priorities is None:
@@ -166,7 +165,7 @@ def make_plan(model: nn.Module, inputs: Inputs, **options: Unpack[PlanKeywords])
     of_layers = priorities_of(layers, priorities)
     # 4. The choice, and the plan that records it.
     say("Choosing layers and channels")
-    chosen = choose_channels(asked, tables, of_layers, model, counts)
+    chosen, tables = choose_channels(asked, tables, of_layers, model, counts)
     settings = _settings(asked, traced, dtype)
     plan = Plan(
         model=_model_record(model, inputs, traced, source),
@@ -206,7 +205,7 @@ def _traced(model: nn.Module, inputs: Inputs, options: PlanKeywords, say: Callab
 
 def _tables(
     model: nn.Module, traced: Trace, layers: Sequence[Layer], asked: ChoiceOptions, dtype: DType | None
-) -> RefinedTable:
+) -> MeasuredTable:
     """The candidate layers' costs; kernels can be measured unless the weights have no memory."""
 
     def build(memory: StepMemory | None) -> CostTable:
@@ -214,7 +213,7 @@ def _tables(
             traced, layers, optimizer=asked.optimizer, dtype=dtype, train_bias=asked.train_bias, memory=memory
         )
 
-    return RefinedTable(traced, build, measure=not is_on_meta(model))
+    return MeasuredTable(build, *memory_of_step(traced, measure=not is_on_meta(model)))
 
 
 def _priority_record(priorities: Priorities) -> PriorityRecord:
@@ -261,13 +260,15 @@ def _settings(asked: ChoiceOptions, traced: Trace, dtype: DType | None) -> Setti
     )
 
 
-def _with_first_draw(plan: Plan, tables: RefinedTable) -> Plan:
+def _with_first_draw(plan: Plan, tables: MeasuredTable) -> Plan:
     """Counts, value and ledger of the first epoch, for strategies whose draw is not the solver's."""
-    first = draw(plan, 0)
-    while tables.refine(first.counts(plan.table)):
-        plan = plan.model_copy(update={"table": tables.table})
-        first = draw(plan, 0)
-    return with_first_draw(plan)
+
+    def drawn(tables: MeasuredTable) -> Plan:
+        by_table = plan.model_copy(update={"table": tables.table})
+        counts = draw(by_table, 0, ledger=tables.ledger).counts(tables.table)
+        return by_table.model_copy(update={"counts": counts})
+
+    return with_first_draw(settled(tables, drawn, again=True)[0])
 
 
 def _short(norms: tuple[float, ...]) -> tuple[float, ...] | float:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
 
 import numpy as np
 from torch import nn
 
-from trady.planner.costs import RefinedTable
+from trady.planner.costs import MeasuredTable, settled
 from trady.planner.errors import PlanError
 from trady.planner.ledger import BatchedLedger, CostTable
 from trady.planner.options import Inclusion, Scope, Strategy
@@ -32,9 +31,6 @@ from trady.planner.sampling import (
 )
 from trady.planner.solver import Selection, SolverStatus, rounded_figure, solve, solver_version
 from trady.planner.tracing import Layer, Trace
-
-#: Times that a budget of the peak is solved anew after kernels were measured.
-_MOST_ROUNDS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -104,8 +100,11 @@ def _num_norms(priorities: Priorities, layer: Layer) -> int:
     return 0 if found is None else len(found.channel_norms)
 
 
-def check_some_layer_fits(tables: RefinedTable, asked: ChoiceOptions) -> None:
+def check_some_layer_fits(tables: MeasuredTable, asked: ChoiceOptions) -> MeasuredTable:
     """Tell a hopeless budget before the work.
+
+    Returns:
+        The table, more exact where that was needed to tell.
 
     Raises:
         PlanError: The budget is of the peak, and the peak is not known.
@@ -118,9 +117,11 @@ def check_some_layer_fits(tables: RefinedTable, asked: ChoiceOptions) -> None:
     while True:
         cheapest, needed = cheapest_layer(tables.ledger, asked)
         if needed <= asked.budget_bytes:
-            return
-        if asked.scope is not Scope.PEAK or not tables.refine(least_counts(tables.table, asked, cheapest)):
+            return tables
+        exact = tables.exact_at(least_counts(tables.table, asked, cheapest))
+        if asked.scope is not Scope.PEAK or exact is tables:
             refuse_budget(tables.ledger, asked)
+        tables = exact
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -135,51 +136,40 @@ def _first_reason(traced: Trace) -> str:
 
 def choose_channels(
     asked: ChoiceOptions,
-    tables: RefinedTable,
+    tables: MeasuredTable,
     priorities: Sequence[LayerPriority],
     model: nn.Module,
     static_counts: Sequence[int],
-) -> Choice:
+) -> tuple[Choice, MeasuredTable]:
     """Layers and channel counts by the asked strategy.
 
     Args:
         asked: Budget, scope, strategy and bounds.
-        tables: Costs of the candidate layers; its peak is made exact for what is chosen.
+        tables: Costs of the candidate layers.
         priorities: One entry per layer of the table, in its order.
         model: Its weights rank the channels of a static scheme.
         static_counts: What :func:`scheme_counts_of` gave, for ``su``.
 
     Returns:
-        The choice; without counts for strategies that fill the budget anew each epoch.
+        The choice, without counts for strategies that fill the budget anew each epoch, and the table it was made by.
 
     Error:
         BudgetError: The budget trains no layer.
     """
+    rule, table = STRATEGIES[asked.strategy], tables.table
     if asked.strategy is Strategy.SOLVER:
-        return _solved_exactly(asked, tables, priorities)
-    table = tables.table
-    rule = STRATEGIES[asked.strategy]
+        of_peak = asked.scope is Scope.PEAK
+        known = tables.exact_within(asked.budget_bytes) if of_peak else tables
+        return settled(known, lambda tables: solved(asked, tables.ledger, priorities), again=of_peak)
     if rule.layers is not LayerRule.SCHEME:
-        pool = eligible_layers(rule.layers, tables.ledger, priorities, asked.budget_bytes)
-        return Choice(StrategyRecord(name=asked.strategy, eligible=tuple(pool)), NOT_SOLVED, (0,) * len(table.layers))
+        pool = tuple(eligible_layers(rule.layers, tables.ledger, priorities, asked.budget_bytes))
+        return Choice(StrategyRecord(name=asked.strategy, eligible=pool), NOT_SOLVED, (0,) * len(table.layers)), tables
     eligible = tuple(index for index, count in enumerate(static_counts) if count)
     channels = {
         table.layers[index].name: largest_weights(model, table, index, static_counts[index]) for index in eligible
     }
     record = StrategyRecord(name=asked.strategy, eligible=eligible, fixed_channels=channels)
-    return Choice(record, NOT_SOLVED, tuple(static_counts))
-
-
-def _solved_exactly(asked: ChoiceOptions, tables: RefinedTable, priorities: Sequence[LayerPriority]) -> Choice:
-    """Solve; a budget of the peak anew where kernels at the peak of the solution had not been measured."""
-    if asked.scope is Scope.PEAK:
-        tables.refine_within(asked.budget_bytes)
-    choice = solved(asked, tables.ledger, priorities)
-    for _ in range(_MOST_ROUNDS):
-        if not tables.refine(choice.counts) or asked.scope is not Scope.PEAK:
-            break
-        choice = solved(asked, tables.ledger, priorities)
-    return choice
+    return Choice(record, NOT_SOLVED, tuple(static_counts)), tables
 
 
 def solved(asked: ChoiceOptions, ledger: BatchedLedger, priorities: Sequence[LayerPriority]) -> Choice:
@@ -209,7 +199,9 @@ def solved(asked: ChoiceOptions, ledger: BatchedLedger, priorities: Sequence[Lay
     return Choice(strategy, _solver_record(selection, ledger, limits.horizon, asked.inclusion), selection.counts)
 
 
-def scheme_counts_of(asked: ChoiceOptions, tables: RefinedTable, convolutions: Sequence[str]) -> list[int]:
+def scheme_counts_of(
+    asked: ChoiceOptions, tables: MeasuredTable, convolutions: Sequence[str]
+) -> tuple[list[int], MeasuredTable]:
     """Channels per layer of a static scheme; none for other strategies.
 
     Args:
@@ -217,17 +209,19 @@ def scheme_counts_of(asked: ChoiceOptions, tables: RefinedTable, convolutions: S
         tables: Costs of the candidate layers.
         convolutions: The model's convolutions by name, in order: published schemes count them.
 
+    Returns:
+        The counts, and the table, exact for them.
+
     Error:
         BudgetError: The scheme needs more than the budget.
         StrategyError: The scheme is missing or does not fit the model.
     """
-    table = tables.table
     if asked.strategy is not Strategy.SU:
-        return [0] * len(table.layers)
-    counts = scheme_counts(table, scheme_ratios(asked.scheme, convolutions))
-    tables.refine(counts)
-    check_scheme_fits(tables.ledger, counts, asked.scope, asked.budget_bytes)
-    return counts
+        return [0] * len(tables.table.layers), tables
+    counts = scheme_counts(tables.table, scheme_ratios(asked.scheme, convolutions))
+    exact = tables.exact_at(counts)
+    check_scheme_fits(exact.ledger, counts, asked.scope, asked.budget_bytes)
+    return counts, exact
 
 
 def largest_weights(model: nn.Module, table: CostTable, index: int, count: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cases import ONE_OF_EACH, TOYS, UNDRAWN, build
 from grids import slow_but
 from trady.engine import Engine
-from trady.planner.costs.refining import RefinedTable
+from trady.planner.costs.refining import MeasuredTable, memory_of_step
 from trady.planner.costs.step_memory import StepMemory
 from trady.planner.costs.table_builder import build_cost_table
 from trady.planner.ledger import BatchedLedger
@@ -122,8 +122,7 @@ def test_what_is_not_measured_is_bounded_from_above(name: str) -> None:
                 assert work.num_bytes(count) <= limit.num_bytes(count)
     for share in (0, 1, 2, 4):
         counts = [min(share, layer.in_channels) for layer in exact.layers]
-        refined = RefinedTable(traced, table, measure=True)
-        refined.refine(counts)
+        refined = MeasuredTable(table, *memory_of_step(traced, measure=True)).exact_at(counts)
         assert refined.ledger.of(counts) == BatchedLedger(exact).of(counts)
 
 
