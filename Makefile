@@ -36,6 +36,7 @@ lint: $(VENV)/.dependencies
 
 types: install
 	$(BIN)/python -m mypy -p trady.planner -p trady.simulator -p trady.engine
+	MYPYPATH=tests:examples:benchmarks $(BIN)/python -m mypy --explicit-package-bases tests examples tools
 	$(BIN)/lint-imports
 
 # A regular (not editable) install: what is tested is what a user gets.
