@@ -37,6 +37,7 @@ lint: $(VENV)/.dependencies
 
 types: install
 	$(BIN)/python -m mypy -p trady.planner -p trady.simulator -p trady.engine
+	MYPYPATH=tests:examples:tools $(BIN)/python -m mypy --explicit-package-bases tests examples tools benchmarks noxfile.py
 	$(BIN)/lint-imports
 
 # A regular (not editable) install: what is tested is what a user gets.

@@ -50,7 +50,9 @@ def newest(session: nox.Session) -> None:
 def base(session: nox.Session) -> None:
     """No extra: the main job on a model of the user's own."""
     session.install(".")
-    session.run("python", str(Path("tools/main_job.py").resolve()), cwd=session.create_tmp())
+    job = str(Path("tools/main_job.py").resolve())
+    session.chdir(session.create_tmp())
+    session.run("python", job)
 
 
 @nox.session

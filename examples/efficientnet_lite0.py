@@ -101,7 +101,7 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, C', H', W']``."""
-        y = self.project(self.depthwise(self.expand(x)))
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
 
@@ -124,7 +124,8 @@ class EfficientNetLite0(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures ``[B, 3, H, W]`` to logits ``[B, num_classes]``."""
         x = self.head(self.blocks(self.stem(x)))
-        return self.classifier(self.dropout(x.mean(dim=(2, 3))))
+        logits: Tensor = self.classifier(self.dropout(x.mean(dim=(2, 3))))
+        return logits
 
 
 def _build_blocks() -> list[MBConv]:

@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, C', H', W']``."""
-        y = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.residual else y
 
@@ -74,4 +74,5 @@ class InvertedResidualNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures ``[B, 3, H, W]`` to logits ``[B, num_classes]``."""
         x = self.blocks(F.relu6(self.stem(x)))
-        return self.classifier(x.mean(dim=(2, 3)))
+        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
+        return logits

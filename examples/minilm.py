@@ -47,7 +47,8 @@ class Embeddings(nn.Module):
         total = (
             self.word_embeddings(input_ids) + self.position_embeddings(positions) + self.token_type_embeddings(types)
         )
-        return self.dropout(self.LayerNorm(total))
+        embedded: Tensor = self.dropout(self.LayerNorm(total))
+        return embedded
 
 
 class SelfAttention(nn.Module):
@@ -69,7 +70,8 @@ class SelfAttention(nn.Module):
         return heads.transpose(1, 2).flatten(2)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(2, (self.num_heads, -1))
+        return heads.transpose(1, 2)
 
 
 class ResidualOutput(nn.Module):
@@ -83,7 +85,8 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Map ``x`` ``[B, T, in_features]`` and its residual to ``[B, T, hidden]``."""
-        return self.LayerNorm(residual + self.dropout(self.dense(x)))
+        normalised: Tensor = self.LayerNorm(residual + self.dropout(self.dense(x)))
+        return normalised
 
 
 class EncoderLayer(nn.Module):
@@ -98,7 +101,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, key_mask: Tensor) -> Tensor:
         """Map ``[B, T, hidden]`` to the same shape."""
         x = self.attention["output"](self.attention["self"](x, key_mask), x)
-        return self.output(F.gelu(self.intermediate["dense"](x)), x)
+        hidden: Tensor = self.output(F.gelu(self.intermediate["dense"](x)), x)
+        return hidden
 
 
 class SentenceEncoder(nn.Module):
@@ -116,9 +120,9 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map ids and their 0/1 mask, both ``[B, T]``, to sentence vectors ``[B, hidden]``."""
-        x = self.embeddings(input_ids)
+        x: Tensor = self.embeddings(input_ids)
         key_mask = attention_mask.bool()[:, None, None, :]
-        for layer in self.encoder["layer"]:
+        for layer in self.encoder["layer"].children():
             x = layer(x, key_mask)
         weights = attention_mask.unsqueeze(2).to(x.dtype)
         return (x * weights).sum(dim=1) / weights.sum(dim=1)
@@ -134,4 +138,5 @@ class SentenceClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map ids and their 0/1 mask, both ``[B, T]``, to logits ``[B, num_classes]``."""
-        return self.classifier(self.encoder(input_ids, attention_mask))
+        logits: Tensor = self.classifier(self.encoder(input_ids, attention_mask))
+        return logits

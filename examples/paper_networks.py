@@ -32,7 +32,8 @@ def assets_directory() -> Path:
 
 def describe(name: str) -> dict[str, Any]:
     """Read the architecture's JSON, for instance of ``"mbv2-w0.35"``."""
-    return json.loads(_weights_file(f"{name}.json").read_text(encoding="utf-8"))
+    description: dict[str, Any] = json.loads(_weights_file(f"{name}.json").read_text(encoding="utf-8"))
+    return description
 
 
 def read_weights(name: str) -> dict[str, Tensor]:
@@ -96,7 +97,7 @@ def minilm_classifier() -> tuple[SentenceClassifier, TextInputs]:
     encoder, inputs = minilm_l6_h384()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SentenceClassifier(encoder, encoder.pooler["dense"].in_features, num_classes=2), inputs
+        return SentenceClassifier(encoder, encoder.embeddings.word_embeddings.embedding_dim, num_classes=2), inputs
 
 
 def example_sentences() -> TextInputs:

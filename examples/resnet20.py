@@ -45,7 +45,8 @@ class ResNet20(nn.Module):
         """Map pictures ``[B, 3, 32, 32]`` to logits ``[B, num_classes]``."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean(dim=(2, 3)))
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
 
 
 def _build_stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

@@ -59,7 +59,7 @@ def main(path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = solar_cells()
+    data: dict[str, Any] = solar_cells()
     np.savez(path, **data)
     defects = int(data["y_train"].sum() + data["y_test"].sum())
     print(f"{path}: {len(data['y_train'])} cells to train on, {len(data['y_test'])} held out, {defects} defective")

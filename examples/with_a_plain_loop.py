@@ -67,7 +67,7 @@ def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
     was_training = model.training
     found = model.eval()(pictures).argmax(1)
     model.train(was_training)
-    return (found == labels).double().mean().item()
+    return float((found == labels).double().mean())
 
 
 def main() -> None:

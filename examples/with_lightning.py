@@ -20,7 +20,7 @@ from trady.engine import Engine
 from trady.engine.integrations.lightning import EngineCallback
 
 
-class Classifier(LightningModule):
+class Classifier(LightningModule):  # type: ignore[misc]
     """The user's module; that an engine is attached shows in one line only."""
 
     def __init__(self, network: nn.Module, engine: Engine) -> None:

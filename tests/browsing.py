@@ -54,10 +54,15 @@ def opened(found: Any, path: Path, *, width: int = 1280, scheme: str = "light") 
     page.set_default_timeout(_PATIENCE_MS)
     requests: list[str] = []
     problems: list[str] = []
+
+    def dismiss(dialog: Any) -> None:
+        problems.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
     page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", dismiss)
     try:
         page.goto(path.as_uri())
         page.wait_for_timeout(SETTLED_MS)

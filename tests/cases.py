@@ -44,8 +44,10 @@ class Residual(nn.Module):
         out = self.norm(self.conv(F.relu(x)))
         if self.in_place:
             out += x
-            return self.head(F.relu_(out))
-        return self.head(F.relu(out + x))
+            logits: Tensor = self.head(F.relu_(out))
+        else:
+            logits = self.head(F.relu(out + x))
+        return logits
 
 
 class SqueezeExcite(nn.Module):
@@ -58,7 +60,8 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.hardswish(self.stem(x))
         gate = self.up(F.relu(self.down(x.mean((2, 3), keepdim=True))))
-        return self.head(x * F.hardsigmoid(gate))
+        logits: Tensor = self.head(x * F.hardsigmoid(gate))
+        return logits
 
 
 class Branches(nn.Module):
@@ -74,7 +77,8 @@ class Branches(nn.Module):
         x = torch.cat([F.silu(self.one(x)), F.leaky_relu(self.three(x))], 1)
         x = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
         left, right = x.chunk(2, dim=1)
-        return self.head(torch.cat([left, self.point(right)], 1))
+        logits: Tensor = self.head(torch.cat([left, self.point(right)], 1))
+        return logits
 
 
 class SelfAttention(nn.Module):
@@ -86,7 +90,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return self.head((x + self.attention(y, y, y, need_weights=False)[0]).mean(1))
+        logits: Tensor = self.head((x + self.attention(y, y, y, need_weights=False)[0]).mean(1))
+        return logits
 
 
 class CrossAttention(nn.Module):
@@ -100,7 +105,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query = self.query.expand(len(x), -1, -1)
-        return self.head(self.attention(query, self.embed(x), self.values(x))[0].mean(1))
+        logits: Tensor = self.head(self.attention(query, self.embed(x), self.values(x))[0].mean(1))
+        return logits
 
 
 class HandAttention(nn.Module):
@@ -111,7 +117,8 @@ class HandAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).chunk(3, dim=-1)
         weights = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
-        return self.head(self.out(weights @ value)[:, 0])
+        logits: Tensor = self.head(self.out(weights @ value)[:, 0])
+        return logits
 
 
 class TiedLanguageModel(nn.Module):
@@ -123,7 +130,8 @@ class TiedLanguageModel(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.gelu(self.mix(self.embed(x))))
+        logits: Tensor = self.head(F.gelu(self.mix(self.embed(x))))
+        return logits
 
 
 class UsedTwice(nn.Module):
@@ -132,7 +140,8 @@ class UsedTwice(nn.Module):
         self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.mix(torch.tanh(self.mix(x))).mean(1))
+        logits: Tensor = self.head(self.mix(torch.tanh(self.mix(x))).mean(1))
+        return logits
 
 
 class BareParameter(nn.Module):
@@ -142,7 +151,8 @@ class BareParameter(nn.Module):
         self.head = Head(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(F.conv2d(x, self.kernel)))
+        logits: Tensor = self.head(F.relu(F.conv2d(x, self.kernel)))
+        return logits
 
 
 class Experts(nn.Module):
@@ -155,7 +165,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         both = torch.bmm(self.mix(x).flatten(0, 1).expand(2, -1, -1), self.stacked)
-        return self.head(both.sum(0).view_as(x).mean(1))
+        logits: Tensor = self.head(both.sum(0).view_as(x).mean(1))
+        return logits
 
 
 class Distilled(nn.Module):
@@ -165,7 +176,8 @@ class Distilled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.mix(x))
-        return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        logits: Tensor = (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+        return logits
 
 
 class FromDict(nn.Module):

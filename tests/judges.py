@@ -3,7 +3,7 @@
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -124,7 +124,8 @@ def whole_by_channel(weight: Tensor, layer: Any) -> Tensor:
     if layer.kind == "transposed conv":
         return weight
     if layer.kind == "depthwise conv":
-        return weight.unflatten(0, (layer.in_channels, -1))
+        by_input: Tensor = weight.unflatten(0, (layer.in_channels, -1))
+        return by_input
     return torch.cat([rows.transpose(0, 1) for rows in weight.chunk(layer.groups)])
 
 
@@ -135,14 +136,18 @@ def by_channel(compact: Tensor | None, layer: Any) -> Tensor | None:
     if layer.kind in ("conv", "linear"):
         return compact.movedim(layer.channel_dim, 0)
     if layer.kind == "depthwise conv":
-        return compact.unflatten(0, (-1, layer.out_channels // layer.in_channels))
+        by_input: Tensor = compact.unflatten(0, (-1, layer.out_channels // layer.in_channels))
+        return by_input
     return compact
 
 
-def assert_dense_gradients(engine: Any, twin: nn.Module, **tolerance: float) -> None:
+def _told_of(name: str) -> Callable[[str], str]:
+    return lambda text: f"{name}: {text}"
+
+
+def assert_dense_gradients(engine: Any, twin: nn.Module, *, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     """Every parameter of an engine has the gradient that dense autograd gives."""
     found = list(gradients_beside_dense(engine, twin))
     assert found
     for name, gradient, dense in found:
-        limits = {"rtol": 1e-4, "atol": 1e-5} | tolerance
-        torch.testing.assert_close(gradient, dense, **limits, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(gradient, dense, rtol=rtol, atol=atol, msg=_told_of(name))

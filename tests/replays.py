@@ -22,7 +22,7 @@ def plan(**options: Any) -> Plan:
     ]
     rng = np.random.default_rng(3)
     norms = [tuple(rng.lognormal(0, 0.5, layer.in_channels).round(4).tolist()) for layer in layers]
-    settings = {"budget_bytes": 600, "counts": (3, 4, 4, 6), "norms": norms} | options
+    settings: dict[str, Any] = {"budget_bytes": 600, "counts": (3, 4, 4, 6), "norms": norms} | options
     found = plan_of(cost_table(layers, groups), **settings)
     priorities = found.priorities.model_copy(update={"tail_index": 1.7})
     return found.model_copy(update={"priorities": priorities})

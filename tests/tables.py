@@ -112,7 +112,7 @@ def cost_tables(draw: st.DrawFn, max_layers: int = 4, max_channels: int = 4) -> 
     groups: list[InputGroup] = []
     for index, channels in enumerate(widths):
         same = [layer.group for layer in layers if layer.in_channels == channels]
-        if same and draw(st.booleans()):
+        if bool(same) and draw(st.booleans()):
             group = same[-1]
         else:
             group = len(groups)

@@ -16,6 +16,11 @@ def task(items: int = 40, size: int = 6, margin: int = 2) -> Task:
     return Task(NETWORK, size, 4, part, part)
 
 
+def pictures_of(part: Part) -> torch.Tensor:
+    assert isinstance(part.inputs, torch.Tensor)
+    return part.inputs
+
+
 def values(pictures: torch.Tensor) -> torch.Tensor:
     return (pictures * 0.5 + 0.5).mul(255).round()
 
@@ -23,7 +28,7 @@ def values(pictures: torch.Tensor) -> torch.Tensor:
 def test_what_is_held_out_is_not_trained_on() -> None:
     whole = task()
     part = whole.held_out()
-    trained, held = (set(found.inputs[:, 0, 0, 1].tolist()) for found in (part.train, part.test))  # type: ignore[index]
+    trained, held = (set(pictures_of(found)[:, 0, 0, 1].tolist()) for found in (part.train, part.test))
     assert not trained & held and trained | held == set(range(len(whole.train)))
     assert len(held) == 8
 

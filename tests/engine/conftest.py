@@ -115,7 +115,13 @@ def planned(workplace: Path, known_plans: dict[str, Plan]) -> Callable[..., Plan
     def made(source: str, classes: int | None, options: dict[str, Any]) -> Plan:
         loaded = load_model(source)
         prepared = prepare(loaded, classes=classes)
-        settings = {"budget": "24KB", "batch_size": 8, "epochs": 3, "optimizer": "sgd", "source": prepared.source}
+        settings: dict[str, Any] = {
+            "budget": "24KB",
+            "batch_size": 8,
+            "epochs": 3,
+            "optimizer": "sgd",
+            "source": prepared.source,
+        }
         return make_plan(loaded.model, prepared.inputs, **settings | options)
 
     return plan

@@ -73,7 +73,8 @@ class Inside(nn.Module):
         self.engine = engine
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.engine(x)
+        outputs: Tensor = self.engine(x)
+        return outputs
 
 
 def whole_tensor(found: Tensor) -> Tensor:
@@ -111,6 +112,7 @@ def run(
     model, plan = network(rank if weights_by_rank else 0), plan_for(strategy, **options)
     engine = Engine.attach(model, plan) if wrap in ("attached", "sharded") else Engine(model, plan)
     module = {"engine": engine, "inside": Inside(engine), "attached": model, "sharded": model}[wrap]
+    parallel: Any
     if wrap == "sharded" and size > 1:
         parallel = fully_shard(model, ignored_params=engine.drawable_weights())
     else:
@@ -142,7 +144,8 @@ def refused(rank: int, size: int, **options: Any) -> Record:
     """What an engine says when its wrapper is not, or no longer, right."""
     try:
         if options.get("wrap") == "sharded whole":
-            Engine(fully_shard(network()), plan_for("solver"))
+            sharded: Any = fully_shard(network())
+            Engine(sharded, plan_for("solver"))
         else:
             run(rank, size, "trady", **options)
     except EngineError as error:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,15 +29,17 @@ NUM_CONVOLUTIONS = {
 
 @pytest.fixture(scope="module")
 def describe(assets_dir: Path, example_module: Callable[[str], ModuleType]) -> Callable[[str], dict[str, Any]]:
-    return example_module("paper_networks").describe
+    found: Callable[[str], dict[str, Any]] = example_module("paper_networks").describe
+    return found
 
 
 def run(model: nn.Module, inputs: Any) -> Tensor:
     with torch.no_grad():
-        return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        outputs: Tensor = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return outputs
 
 
-def pictures(archive: Path, chosen: Callable[[dict[str, np.ndarray]], Sequence[int]]) -> Iterator[tuple[Any, int]]:
+def pictures(archive: Path, chosen: Callable[[dict[str, np.ndarray]], Iterable[int]]) -> Iterator[tuple[Any, int]]:
     """Pictures and labels of an ``.npz`` of JPEG files, in the order chosen."""
     image = pytest.importorskip("PIL.Image")
     with np.load(archive) as stored:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,7 +71,8 @@ class Branching(nn.Module):
         self.head = nn.Linear(23, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.cat([self.one(x), self.two(x)], 1).sum((2, 3)))
+        logits: Tensor = self.head(torch.cat([self.one(x), self.two(x)], 1).sum((2, 3)))
+        return logits
 
 
 def stem(*following: nn.Module) -> nn.Sequential:
@@ -79,7 +81,7 @@ def stem(*following: nn.Module) -> nn.Sequential:
     return nn.Sequential(first, nn.BatchNorm2d(12), *following, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
 
 
-_AS_THEY_RUN = {
+_AS_THEY_RUN: dict[str, Callable[[], nn.Module]] = {
     "parts of a concatenation": lambda: Branching((1, 3)),
     "parts with larger kernels": lambda: Branching((3, 5)),
     "two masks": lambda: stem(nn.ReLU6()),

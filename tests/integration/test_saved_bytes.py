@@ -142,6 +142,8 @@ def test_branch_that_the_loss_does_not_read_is_not_counted(judges: ModuleType) -
 class TableOnDemand(nn.Module):
     """Makes its position table at the first forward, as a buffer in the place of another."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.zeros(1, 1), persistent=False)
@@ -150,7 +152,8 @@ class TableOnDemand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.table.shape[0] != x.shape[1]:
             self.table = torch.arange(x.shape[1] * 8, dtype=x.dtype).view(x.shape[1], 8)
-        return self.head((self.mix(x) * self.table).mean(1))
+        logits: Tensor = self.head((self.mix(x) * self.table).mean(1))
+        return logits
 
 
 class FoldedPatches(nn.Module):
@@ -196,7 +199,8 @@ class Mixed(nn.Module):
         x = before = self.stem(x)
         for name, part in zip(self.parts, self.modules_of_parts, strict=True):
             x, before = JOINTS.get(name, _plain)(part, x, before), x
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 def _plain(part: nn.Module, x: Tensor, _: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ def measured_passes(engine: Engine, inputs: Any) -> tuple[int, int, int]:
     with torch.no_grad():
         targets = synthetic_targets(call_model(engine, inputs))
     with AllocationMeter() as alone:
-        value = forward()
-    del value
+        loss = forward()
+    del loss
     with AllocationMeter() as meter:
         value = meter.lap(forward)
         assert isinstance(value, torch.Tensor)

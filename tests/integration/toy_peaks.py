@@ -15,7 +15,11 @@ def ledgers(name: str, optimizer: str) -> dict[str, Any]:
     """Lines of a plan for all channels but the workspace, and what the peak is predicted and measured as."""
     model, inputs = build(name)
     traced = trace(model, inputs)
-    options = {"traced": traced, "priorities": uniform_priorities(traced, "test"), "optimizer": optimizer}
+    options: dict[str, Any] = {
+        "traced": traced,
+        "priorities": uniform_priorities(traced, "test"),
+        "optimizer": optimizer,
+    }
     plan = make_plan(model, inputs, budget="1MB", **options)
     found = Engine(model, plan).measure(inputs)
     return {

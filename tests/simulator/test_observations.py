@@ -166,7 +166,7 @@ def test_norms_that_vanish_when_divided_give_no_curve() -> None:
 def test_what_was_not_recorded_is_none() -> None:
     alone = observe(plan())
     assert alone.rgn is not None
-    assert alone.layer_ranks is alone.channel_ranks is alone.courses is None
+    assert alone.layer_ranks is None and alone.channel_ranks is None and alone.courses is None
     one_epoch = observe(plan(), [recording(random_norms(0, epochs=1), tail=None)])
     assert one_epoch.channel_ranks is None
     assert one_epoch.courses is not None and one_epoch.courses[0].tail_index == (None,)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,11 +103,12 @@ def cosine(first: Values, second: Values) -> float:
 def test_a_replay_is_what_following_every_vector_gives(policy: str, kind: str) -> None:
     original = plan(strategy=Strategy(policy)) if policy == "solver" else replan(plan(), policy)
     gradients: Any = recording(original) if kind == "recorded" else kind
-    model: Gradients = {
+    models: dict[str, Callable[[], Gradients]] = {
         "calibrated": lambda: CalibratedGradients(original),
         "heavy-tailed": lambda: HeavyTailedGradients(original, seed=11),
         "recorded": lambda: RecordedGradients(recording(original), original),
-    }[kind]()
+    }
+    model = models[kind]()
     report = simulate(original, epochs=6, trials=5, seed=11, gradients=gradients, workers=1)
     rows = [SlowReplay(original, model, seed).run(6) for seed in range(11, 16)]
     for name in ("captured_share", "cosine", "running_cosine", "channels_reached", "rgn_reached"):

@@ -409,6 +409,8 @@ class Attention(nn.Module):
         self.need_weights = True
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        found: Tensor
+        weights: Tensor | None
         found, weights = self.attention(
             x, y if self.crosses else x, y if self.crosses else x, need_weights=self.need_weights
         )
@@ -617,9 +619,9 @@ def test_a_pool_gives_its_indices() -> None:
         found, places = F.max_pool2d(inputs, 2, return_indices=True)
         module = nn.MaxPool1d(2, return_indices=True)(inputs.flatten(2))
     assert_close((found, places), (outputs, indices))
-    assert_close(module, F.max_pool1d_with_indices(inputs.flatten(2), 2))
-    (gradient,) = torch.autograd.grad(F.max_unpool2d(found, places, 2).sum(), inputs)
-    assert_close(gradient, torch.autograd.grad(F.max_unpool2d(outputs, indices, 2).sum(), inputs)[0])
+    assert_close(module, F.max_pool1d_with_indices(inputs.flatten(2), [2]))
+    (gradient,) = torch.autograd.grad(F.max_unpool2d(found, places, [2, 2]).sum(), inputs)
+    assert_close(gradient, torch.autograd.grad(F.max_unpool2d(outputs, indices, [2, 2]).sum(), inputs)[0])
 
 
 def test_a_large_window_takes_two_bytes_and_one_without_a_maximum_none() -> None:
@@ -661,8 +663,12 @@ def test_an_output_that_is_changed_in_place_later() -> None:
     assert_close(gradient, torch.where(inputs > 0, 2 * given, 0.0))
 
 
-NORMS = {"1d": (nn.BatchNorm1d, (6, 4)), "1d, sequence": (nn.BatchNorm1d, (2, 4, 5))}
-NORMS |= {"2d": (nn.BatchNorm2d, (2, 4, 3, 5)), "3d": (nn.BatchNorm3d, (2, 4, 2, 3, 2))}
+NORMS: dict[str, tuple[type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d], tuple[int, ...]]] = {
+    "1d": (nn.BatchNorm1d, (6, 4)),
+    "1d, sequence": (nn.BatchNorm1d, (2, 4, 5)),
+    "2d": (nn.BatchNorm2d, (2, 4, 3, 5)),
+    "3d": (nn.BatchNorm3d, (2, 4, 2, 3, 2)),
+}
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -721,6 +727,7 @@ def test_a_group_stores_what_its_layers_share_once() -> None:
     for layer, conv in zip(layers, convs, strict=True):
         weight = conv.weight.detach().requires_grad_()
         F.conv2d(inputs.detach(), weight).backward(gradient)
+        assert weight.grad is not None
         assert_close(layer.compact.grad, geometry.gather(weight.grad, index[: layer.number]))
 
 
@@ -735,6 +742,7 @@ def test_two_views_of_one_tensor_are_two_inputs() -> None:
     run(weight).backward()
     index = torch.tensor([1, 3], dtype=torch.int32)
     geometry = SliceGeometry(LayerKind.LINEAR, 1, 4, 5, 1)
+    assert weight.grad is not None
     expected = geometry.gather(weight.grad, index)
     weight.requires_grad_(False)
     compact = nn.Parameter(geometry.gather(weight, index))

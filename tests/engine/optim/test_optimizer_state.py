@@ -28,7 +28,7 @@ GEOMETRIES = {
 }
 #: Draws of six channels: reordered, overlapping, disjoint, growing, gone, back.
 FIXED = ([0, 1, 2], [2, 0, 4], [4, 0, 2], [1, 3, 5], [1, 3, 0])
-VARYING = ([0, 1, 2], [2, 0, 4, 5], [5], [], [], [5, 1], [1, 5])
+VARYING: tuple[list[int], ...] = ([0, 1, 2], [2, 0, 4, 5], [5], [], [], [5, 1], [1, 5])
 
 Make = Callable[[Any], Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -51,6 +51,11 @@ OPTIMIZERS: dict[str, Make] = {
     "Adafactor": lambda p: torch.optim.Adafactor(p, 0.1),
     "LBFGS": lambda p: torch.optim.LBFGS(p, 0.1, max_iter=2),
 }
+
+
+def no_loss() -> Any:
+    """A closure as users write it: it gives a tensor, where PyTorch's types ask for a float."""
+    return torch.zeros(())
 
 
 class Trained:
@@ -88,7 +93,7 @@ class Trained:
     def step(self, optimizer: Optimizer, gradients: dict[str, Tensor]) -> None:
         for name, parameter in self.slices.items():
             parameter.grad = self.geometries[name].gather(gradients[name], self.channels[name])
-        optimizer.step(lambda: torch.zeros(()))
+        optimizer.step(no_loss)
         optimizer.zero_grad()
         for name, parameter in self.slices.items():
             self.geometries[name].scatter_(self.weights[name], self.channels[name], parameter.detach())
@@ -424,7 +429,7 @@ def test_slices_come_back_to_their_group() -> None:
     trained, follower = three_layers()
     slices = trained.slices
     head = nn.Parameter(torch.zeros(2))
-    groups = [{"params": [slices["c"]], "lr": 1.0}, {"params": [slices["a"], slices["b"], head]}]
+    groups: list[dict[str, Any]] = [{"params": [slices["c"]], "lr": 1.0}, {"params": [slices["a"], slices["b"], head]}]
     optimizer = SGD(groups, 0.1, momentum=0.9)
     follower.register(optimizer)
     head.grad = torch.ones(2)
@@ -533,7 +538,9 @@ def test_schedulers_and_scalers_go_on() -> None:
     for epoch, drawn in enumerate(({"b": [0]}, {"a": [1, 2]}, {"a": [1], "b": [2], "c": [5]})):
         draw_and_follow(trained, follower, **drawn)
         before = {name: weight.clone() for name, weight in trained.weights.items()}
-        scaler.scale(sum(parameter.sum() for parameter in trained.parameters())).backward()
+        total = sum(parameter.sum() for parameter in trained.parameters())
+        assert isinstance(total, Tensor)
+        scaler.scale(total).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -551,7 +558,8 @@ def test_schedulers_and_scalers_go_on() -> None:
 
 def test_a_draw_needs_to_know_the_optimizer() -> None:
     trained, follower = Trained(layer=GEOMETRIES["linear"]), OptimizerFollower()
-    assert not follower.is_registered
+    was_registered = follower.is_registered
+    assert not was_registered
     with pytest.raises(EngineError, match=r"optimizer .* is not known.*engine\.register\(None\) if there is none"):
         draw_and_follow(trained, follower, layer=[1])
     follower.register(None)

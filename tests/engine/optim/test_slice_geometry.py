@@ -115,7 +115,8 @@ class EveryKind(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.transposed(self.grouped(self.depthwise(self.conv(x))))
-        return self.head(self.linear(x.mean((2, 3))) @ self.columns)
+        logits: Tensor = self.head(self.linear(x.mean((2, 3))) @ self.columns)
+        return logits
 
 
 def test_a_slice_has_the_elements_the_plan_pays_for() -> None:

@@ -27,7 +27,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.max_pool2d(F.relu(self.norm(self.first(x)), inplace=True), 3, 1, 1)
-        return x + self.drop(self.second(out))
+        dropped: Tensor = self.drop(self.second(out))
+        return x + dropped
 
 
 class Blocks(nn.Module):

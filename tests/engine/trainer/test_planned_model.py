@@ -109,4 +109,4 @@ def test_a_model_with_its_own_loss_gets_the_labels() -> None:
     own = plan.model_copy(update={"model": plan.model.model_copy(update={"loss": "model"})})
     planned = build_planned(own, "planned_nets:small")
     placed = planned.placed(Batch({"input_ids": torch.zeros(2, 3)}, torch.ones(2)))
-    assert set(placed.inputs) == {"input_ids", "labels"}  # type: ignore[arg-type]
+    assert set(placed.inputs) == {"input_ids", "labels"}

@@ -1,6 +1,7 @@
 """Multiply-adds: our rule against fvcore on real tensors, kind by kind."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,10 +30,11 @@ class Encoder(nn.Module):
         self.head = nn.Linear(32, 5)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.head(self.layer(rows).mean(1))
+        logits: Tensor = self.head(self.layer(rows).mean(1))
+        return logits
 
 
-NETS = {
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(), (1, 3, 64, 64)),
     "resnet18": (lambda: torchvision.models.resnet18(), (1, 3, 64, 64)),
     "vit": (lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64), (1, 3, 32, 32)),
@@ -113,7 +115,8 @@ def test_recurrent_kernels_are_named() -> None:
             self.lstm, self.head = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
 
         def forward(self, rows: Tensor) -> Tensor:
-            return self.head(self.lstm(rows)[0][:, -1])
+            logits: Tensor = self.head(self.lstm(rows)[0][:, -1])
+            return logits
 
     found = forward_macs(Recurrent(), torch.randn(1, 5, 4))
     assert found.macs[PRODUCT] >= 18

@@ -170,7 +170,8 @@ class SelfAttention(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         rows = self.first(rows)
         weights = (self.query(rows) @ self.key(rows).transpose(1, 2)).softmax(-1)
-        return self.head((weights @ self.value(rows)).mean(dim=1))
+        logits: Tensor = self.head((weights @ self.value(rows)).mean(dim=1))
+        return logits
 
 
 def test_layers_that_read_one_tensor_store_it_once() -> None:
@@ -196,7 +197,8 @@ class Gated(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = self.first(rows.tanh())
-        return self.head(F.gelu(rows) * self.second(rows))
+        logits: Tensor = self.head(F.gelu(rows) * self.second(rows))
+        return logits
 
 
 def test_an_input_that_is_kept_anyway_costs_no_activation() -> None:
@@ -220,7 +222,8 @@ class Spatial(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = self.multiplied(self.depthwise(self.grouped(self.first(inputs))))
-        return self.head(self.grouped_back(self.transposed(features)).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.grouped_back(self.transposed(features)).mean(dim=(2, 3)))
+        return logits
 
 
 def test_channels_of_every_kind_of_convolution() -> None:
@@ -250,7 +253,8 @@ def test_a_weight_used_twice_stores_both_inputs() -> None:
             self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
 
         def forward(self, rows: Tensor) -> Tensor:
-            return self.head(self.body(self.body(rows.tanh()).tanh()))
+            logits: Tensor = self.head(self.body(self.body(rows.tanh()).tanh()))
+            return logits
 
     table = table_of(Twice(), images(6))
     (layer,) = table.layers

@@ -43,6 +43,12 @@ def opened(source: Path, picture: PictureFormat = PLAIN, split: str = "train") -
     return data
 
 
+def picture_of(data: LabelledData, index: int) -> Tensor:
+    picture, _ = data[index]
+    assert isinstance(picture, Tensor)
+    return picture
+
+
 def by_torchvision(image: Any, picture: PictureFormat) -> Tensor:
     side = picture.size[1]
     pipeline = transforms.Compose(
@@ -104,6 +110,7 @@ def test_a_folder_of_class_folders(tmp_path: Path, suffix: str) -> None:
     data = opened(write_classes(tmp_path, 4, suffix))
     assert (data.classes, len(data), data.note, data.source) == (("cats", "dogs", "owls"), 12, "", str(tmp_path))
     for batch in data.batches(6):
+        assert isinstance(batch.inputs, Tensor)
         means = batch.inputs.mean(dim=(2, 3))
         expected = torch.tensor([COLOURS[data.classes[label]] for label in batch.targets]) / 255
         torch.testing.assert_close(means, expected, atol=0.02, rtol=0)
@@ -214,7 +221,7 @@ def test_packed_pictures_by_split(tmp_path: Path) -> None:
     path = packed(tmp_path / "data.npz")
     training, testing = opened(path), opened(path, split="test")
     assert (len(training), training.classes, training.note) == (4, ("dark", "light"), "split 'train'")
-    levels = [round(float(testing[index][0].mean()) * 255) for index in range(2)]
+    levels = [round(float(picture_of(testing, index).mean()) * 255) for index in range(2)]
     assert levels == pytest.approx([160, 200], abs=1) and [testing[index][1] for index in range(2)] == [0, 1]
     with pytest.raises(DataError, match=r"no validation pictures \(4 train, 2 test\)"):
         opened(path, split="val")
@@ -266,7 +273,7 @@ def test_arrays_of_the_models_size_are_taken_as_they_are(tmp_path: Path, pixels:
     np.savez(tmp_path / "a.npz", **{keys[0]: pixels, keys[1]: np.array([[3], [5]] * 3)})
     data = opened(tmp_path / "a.npz")
     expected = torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255
-    torch.testing.assert_close(torch.stack([data[index][0] for index in range(6)]), expected)
+    torch.testing.assert_close(torch.stack([picture_of(data, index) for index in range(6)]), expected)
     assert data.labels.tolist() == [0, 1] * 3 and data.classes == ("3", "5")
 
 
@@ -281,7 +288,7 @@ def test_grey_arrays_feed_colour_models(tmp_path: Path, shape: tuple[int, ...]) 
     grey = np.ascontiguousarray(PIXELS[..., 0])
     np.savez(tmp_path / "a.npz", x=grey.reshape(shape), y=np.array(["b", "a"] * 3))
     data = opened(tmp_path / "a.npz")
-    assert data[0][0].equal((torch.from_numpy(grey[0]).float() / 255).expand(3, 16, 16))
+    assert picture_of(data, 0).equal((torch.from_numpy(grey[0]).float() / 255).expand(3, 16, 16))
     assert data.classes == ("a", "b") and data.labels.tolist() == [1, 0] * 3
 
 

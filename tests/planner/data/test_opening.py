@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trady.planner.data.datasets import LabelledData
 from trady.planner.data.images import PictureFormat
@@ -51,7 +51,8 @@ def test_a_function_yields_pairs_dicts_and_batches(write_module: Any) -> None:
         "    yield Batch(torch.zeros(2, 3))\n"
     )
     pair, mapping, several, ready = list(generated(f"{name}:batches"))
-    assert isinstance(pair, Batch) and pair.inputs.shape == (2, 3) and pair.targets.tolist() == [0, 1]
+    assert isinstance(pair, Batch) and isinstance(pair.inputs, Tensor)
+    assert pair.inputs.shape == (2, 3) and pair.targets.tolist() == [0, 1]
     assert list(mapping.inputs) == ["input_ids"] and mapping.targets.tolist() == [1, 0]
     assert isinstance(several.inputs, tuple) and several.targets is None and ready.targets is None
 
@@ -145,9 +146,11 @@ def test_the_assets_feed_a_model() -> None:
     food = open_data(ASSETS / "data" / "food10.npz", picture=PICTURE)
     assert isinstance(food, LabelledData) and len(food) == 3_750 and len(food.classes) == 10
     assert food.labels.bincount().tolist() == [375] * 10
-    assert len(open_data(ASSETS / "data" / "food10.npz", picture=PICTURE, split="test")) == 1_250
+    held_out = open_data(ASSETS / "data" / "food10.npz", picture=PICTURE, split="test")
+    assert isinstance(held_out, LabelledData) and len(held_out) == 1_250
     batch = next(food.batches(20, limit=1))
-    assert batch.inputs.shape == (20, 3, 32, 32) and batch.targets.bincount(minlength=10).tolist() == [2] * 10
+    assert isinstance(batch.inputs, Tensor) and batch.inputs.shape == (20, 3, 32, 32)
+    assert batch.targets.bincount(minlength=10).tolist() == [2] * 10
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     assert torch.isfinite(step_loss(call_model(model, batch.inputs), batch.targets, None))
 

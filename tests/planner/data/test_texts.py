@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from trady.planner.data.datasets import LabelledData
 from trady.planner.data.opening import open_data
-from trady.planner.data.texts import TextFormat
+from trady.planner.data.texts import TextFormat, Texts
 from trady.planner.errors import DataError
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", '"', "a")
@@ -40,6 +40,12 @@ def opened(path: Path, content: str | bytes, text: TextFormat = FORMAT, **option
     return data
 
 
+def first_item(data: LabelledData) -> dict[str, Any]:
+    item, _ = data[0]
+    assert isinstance(item, dict)
+    return item
+
+
 def test_texts_are_padded_and_cut_to_one_length(tmp_path: Path) -> None:
     data = opened(tmp_path / "t.csv", "label,text\nneg,bad\npos,a good good good film\n")
     short, long = data[0][0], data[1][0]
@@ -62,13 +68,13 @@ def test_the_users_tokenizer_is_left_as_it_was(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     tokenizer.enable_padding(length=9)
     data = opened(tmp_path / "t.csv", "label,text\n0,bad\n1,good\n", TextFormat(tokenizer, 5))
-    assert len(data[0][0]["input_ids"]) == 5
+    assert len(first_item(data)["input_ids"]) == 5
     assert tokenizer.padding["length"] == 9 and tokenizer.truncation is None
 
 
 def test_data_can_be_sent_to_another_process(tmp_path: Path) -> None:
     data = opened(tmp_path / "t.csv", "label,text\n0,bad\n1,good\n")
-    assert pickle.loads(pickle.dumps(data))[0][0]["input_ids"].equal(data[0][0]["input_ids"])
+    assert pickle.loads(pickle.dumps(data))[0][0]["input_ids"].equal(first_item(data)["input_ids"])
 
 
 def test_a_fast_tokenizer_of_transformers(tmp_path: Path) -> None:
@@ -80,9 +86,9 @@ def test_a_fast_tokenizer_of_transformers(tmp_path: Path) -> None:
 
 def test_a_tsv_has_no_quoting_and_a_csv_has(tmp_path: Path) -> None:
     table = opened(tmp_path / "t.tsv", 'label\ttext\n0\t"bad film\n1\tgood "\n')
-    assert table.items.texts == ['"bad film', 'good "']
+    assert isinstance(table.items, Texts) and table.items.texts == ['"bad film', 'good "']
     table = opened(tmp_path / "t.csv", 'label,text\n0,"bad, ""film""\nbad"\n1,good\n')
-    assert table.items.texts == ['bad, "film"\nbad', "good"]
+    assert isinstance(table.items, Texts) and table.items.texts == ['bad, "film"\nbad', "good"]
 
 
 def test_rows_are_chosen_by_split_and_share_the_training_classes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from trady.planner.data.datasets import LabelledData
 from trady.planner.data.images import PictureFormat
@@ -40,8 +41,8 @@ def test_parts_labels_and_pictures_are_the_datasets(mnist: Path) -> None:
     assert (len(training), len(testing), len(training.classes)) == (20, 10, 10)
     picture, label = training[13]
     assert label == 3
-    assert picture.shape == (3, 28, 28)  # type: ignore[union-attr]
-    assert (picture * 255).round().unique().tolist() == [13]  # type: ignore[operator]
+    assert isinstance(picture, Tensor) and picture.shape == (3, 28, 28)
+    assert (picture * 255).round().unique().tolist() == [13]
     with pytest.raises(DataError, match=r"has no part 'validation'"):
         open_data("torchvision:MNIST", picture=PICTURE, root=mnist, split="val")
 

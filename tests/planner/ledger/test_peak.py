@@ -85,13 +85,13 @@ def test_the_budget_takes_what_the_ledger_says_fits(table: CostTable, data: Any)
     full = [layer.in_channels for layer in table.layers]
     least, most = (scope_bytes(table, counts, Scope.PEAK) for counts in (nothing, full))
     budget = data.draw(st.integers(least, max(least, most)))
-    budget = BudgetState(BatchedLedger(table), Scope.PEAK, budget, 1, nested=True)
+    state = BudgetState(BatchedLedger(table), Scope.PEAK, budget, 1, nested=True)
     for _ in range(data.draw(st.integers(1, 8))):
         index = data.draw(st.integers(0, len(table.layers) - 1))
-        counts = budget.counts[0].tolist()
+        counts = state.counts[0].tolist()
         if counts[index] < full[index]:
             counts[index] += 1
-            taken = budget.take(np.array([0]), np.array([[index]]))
+            taken = state.take(np.array([0]), np.array([[index]]))
             assert bool(taken[0]) == (scope_bytes(table, counts, Scope.PEAK) <= budget)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from trady.planner.models.heads import fit_head, head_classes, replace_head
 from trady.planner.models.training_step import Batch
 
 
-def linear_net() -> nn.Module:
+def linear_net() -> nn.Sequential:
     torch.manual_seed(3)
     body = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(body, nn.Dropout(0.5), nn.Linear(6, 10))
@@ -35,7 +36,8 @@ class TokenNet(nn.Module):
         self.body, self.head = nn.Linear(3, 8), nn.Linear(8, 10)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.head(self.body(rows).tanh()).mean(dim=1)
+        logits: Tensor = self.head(self.body(rows).tanh())
+        return logits.mean(dim=1)
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...]]] = {
@@ -70,14 +72,15 @@ def test_the_seed_alone_decides_the_new_weights() -> None:
     torch.rand(7)
     replace_head(second, "2", 4, seed=1)
     replace_head(other, "2", 4, seed=2)
-    assert torch.equal(first[2].weight, second[2].weight)
-    assert not torch.equal(first[2].weight, other[2].weight)
+    assert torch.equal(first.get_parameter("2.weight"), second.get_parameter("2.weight"))
+    assert not torch.equal(first.get_parameter("2.weight"), other.get_parameter("2.weight"))
 
 
 def test_type_device_mode_and_geometry_stay() -> None:
     net = nn.Sequential(nn.Conv2d(4, 7, 3, stride=2, padding=1, dilation=1).to(torch.bfloat16)).eval()
     replace_head(net, "0", 5)
     new = net[0]
+    assert isinstance(new, nn.Conv2d)
     assert (new.weight.dtype, new.stride, new.padding, new.training) == (torch.bfloat16, (2, 2), (1, 1), False)
     on_meta = nn.Sequential(nn.Linear(3, 2, device="meta"))
     replace_head(on_meta, "0", 5)
@@ -85,8 +88,8 @@ def test_type_device_mode_and_geometry_stay() -> None:
 
 
 def test_models_that_store_their_number_of_classes_are_told() -> None:
-    net = linear_net()
-    net.num_classes, net.num_labels, net.config = 10, 10, SimpleNamespace(num_labels=10)  # type: ignore[assignment]
+    net: Any = linear_net()
+    net.num_classes, net.num_labels, net.config = 10, 10, SimpleNamespace(num_labels=10)
     replace_head(net, "2", 4)
     assert (net.num_classes, net.num_labels, net.config.num_labels) == (4, 4, 4)
 
@@ -109,7 +112,7 @@ def test_fitting_separates_what_is_separable_and_changes_nothing_else(name: str)
     net, batch = build(), separable(shape)
     replace_head(net, head, 3)
     net.train()
-    weight = net.get_submodule(head).weight
+    weight = net.get_parameter(f"{head}.weight")
     weight.grad = torch.ones_like(weight)
     weight.requires_grad_(False)
     before = {key: value.clone() for key, value in net.state_dict().items()}

@@ -20,7 +20,7 @@ from trady.planner.models import hub as network
 from trady.planner.models import timm_zoo, torchvision_zoo, transformers_zoo
 from trady.planner.models.factories import WeightsOrigin, load_factory
 from trady.planner.models.loading import LoadedModel, load_model
-from trady.planner.models.training_step import call_model
+from trady.planner.models.training_step import Inputs, call_model
 
 FACTORIES = """
 import torch
@@ -106,6 +106,12 @@ def change_program(path: Path, change: Callable[[dict[str, Any]], None]) -> Path
     return rewrite(path, "models/model.json", edit)
 
 
+def outputs_of(model: nn.Module, inputs: Inputs) -> Tensor:
+    outputs = call_model(model, inputs)
+    assert isinstance(outputs, Tensor)
+    return outputs
+
+
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +120,7 @@ def test_a_module_comes_back_with_its_weights(tmp_path: Path) -> None:
     loaded = load_model(save(model, tmp_path / "model.pt"), input_shape="3x8x8")
     assert loaded.weights is WeightsOrigin.FILE and loaded.arch is None and loaded.loss is None
     assert loaded.preprocessing is not None and loaded.preprocessing.source == "imagenet (assumed)"
-    assert torch.equal(call_model(loaded.model, loaded.inputs), call_model(model, loaded.inputs))
+    assert torch.equal(outputs_of(loaded.model, loaded.inputs), outputs_of(model, loaded.inputs))
 
 
 def test_an_assumed_input_is_said_aloud(tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_safetensors_need_an_architecture(tmp_path: Path, own_module: str) -> No
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_torchscript_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    torch.jit.trace(net(), torch.zeros(1, 3, 8, 8)).save(str(path))  # type: ignore[no-untyped-call]
+    torch.jit.trace(net(), torch.zeros(1, 3, 8, 8)).save(str(path))
     with pytest.raises(LoadingError, match=r"TorchScript.*torch\.export"):
         load_model(path)
 
@@ -222,7 +228,7 @@ def test_a_file_that_is_missing_a_folder_or_something_else(tmp_path: Path) -> No
 def test_an_exported_program_brings_its_inputs_and_says_its_batch_is_fixed(tmp_path: Path) -> None:
     loaded = load_model(export(tmp_path / "model.pt2"))
     assert isinstance(loaded.inputs, Tensor) and loaded.inputs.shape == (2, 3, 8, 8)
-    assert call_model(loaded.model, loaded.inputs).shape == (2, 3)
+    assert outputs_of(loaded.model, loaded.inputs).shape == (2, 3)
     assert any("fixed size" in note for note in loaded.notes)
 
 

@@ -9,6 +9,7 @@ from tables import backward_macs
 from trady.planner import Priorities, make_plan, trace
 from trady.planner.errors import BudgetError, PlanError
 from trady.planner.planning.batch_search import plan_largest_batch
+from trady.planner.planning.planning import ChoiceKeywords
 from trady.planner.priorities.without_data import priorities_without_data
 
 
@@ -32,14 +33,14 @@ def priorities(net: nn.Module, pictures: torch.Tensor) -> Priorities:
 def test_one_more_sample_does_not_fit(
     net: nn.Module, pictures: torch.Tensor, priorities: Priorities, scope: str, budget: int
 ) -> None:
-    options = {"budget": budget, "scope": scope, "optimizer": "adamw"}
+    options: ChoiceKeywords = {"budget": budget, "scope": scope, "optimizer": "adamw"}
     plan = plan_largest_batch(net, pictures, traced=trace(net, pictures), priorities=priorities, **options)
     size = plan.settings.batch_size
     assert plan == make_plan(
         net, pictures, batch_size=size, traced=trace(net, pictures), priorities=priorities, **options
-    )  # type: ignore[arg-type]
+    )
     with pytest.raises(BudgetError):
-        make_plan(net, pictures, batch_size=size + 1, priorities=priorities, **options)  # type: ignore[arg-type]
+        make_plan(net, pictures, batch_size=size + 1, priorities=priorities, **options)
 
 
 def test_a_least_value_bounds_the_batch(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
@@ -55,11 +56,18 @@ def test_a_bounded_backward_pass_bounds_the_batch(
     net: nn.Module, pictures: torch.Tensor, priorities: Priorities
 ) -> None:
     traced = trace(net, pictures)
-    options = {"budget": "60KB", "priorities": priorities, "max_backward_macs": 2_000_000}
-    plan = plan_largest_batch(net, pictures, traced=traced, **options)
+    options: ChoiceKeywords = {"budget": "60KB", "max_backward_macs": 2_000_000}
+    plan = plan_largest_batch(net, pictures, traced=traced, priorities=priorities, **options)
     assert backward_macs(plan.table, plan.counts) <= 2_000_000
     with pytest.raises(PlanError, match="--max-backward-macs 2000000"):
-        make_plan(net, pictures, batch_size=plan.settings.batch_size + 1, traced=traced, **options)
+        make_plan(
+            net,
+            pictures,
+            batch_size=plan.settings.batch_size + 1,
+            traced=traced,
+            priorities=priorities,
+            **options,
+        )
 
 
 def test_a_budget_that_holds_nothing_that_grows(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:

@@ -102,7 +102,7 @@ def test_without_a_head_nothing_is_always_trained(net: nn.Module, pictures: Tens
 
 def test_patterns_choose_the_candidates(net: nn.Module, pictures: Tensor, priorities: Priorities) -> None:
     names = [
-        [layer.name for layer in make_plan(net, pictures, budget="4KB", priorities=priorities, **options).table.layers]  # type: ignore[arg-type]
+        [layer.name for layer in make_plan(net, pictures, budget="4KB", priorities=priorities, **options).table.layers]
         for options in ({"only": ["*e*"]}, {"exclude": ["stem", "p*"]}, {"max_depth": 2})
     ]
     assert names == [["stem", "expand", "depthwise", "project"], ["expand", "depthwise"], ["depthwise", "project"]]

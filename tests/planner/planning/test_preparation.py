@@ -51,12 +51,12 @@ def three_classes(tmp_path: Path) -> str:
 
 def test_a_head_for_the_data_replaces_the_models_own(three_classes: str) -> None:
     model = net_with(10)
-    before = model[0].weight.clone()
+    before = model.get_parameter("0.weight").clone()
     prepared = prepare(loaded(model), data=three_classes)
     assert prepared.head == "4"
     assert prepared.source.replaced_classes == 3
     assert model[4].out_features == 3
-    assert torch.equal(model[0].weight, before)
+    assert torch.equal(model.get_parameter("0.weight"), before)
     assert isinstance(prepared.inputs, Tensor)
     assert prepared.inputs.shape == (2, 3, 12, 12)
 
@@ -74,7 +74,7 @@ def test_the_same_new_head_every_time(three_classes: str) -> None:
     for model in (first, second):
         torch.rand(3)
         prepare(loaded(model), data=three_classes)
-    assert torch.equal(first[4].weight, second[4].weight)
+    assert torch.equal(first.get_parameter("4.weight"), second.get_parameter("4.weight"))
 
 
 def test_new_head_is_fitted_before_norms_are_measured(three_classes: str) -> None:

@@ -41,7 +41,8 @@ class OneOfEach(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.depthwise(self.grouped(F.relu(self.norm(self.plain(images)))))
         features = self.transposed(F.relu(self.multiplied(features)))
-        return self.head(self.dropout(F.relu(self.linear(features.mean(dim=(2, 3))))))
+        logits: Tensor = self.head(self.dropout(F.relu(self.linear(features.mean(dim=(2, 3))))))
+        return logits
 
 
 def images(seed: int = 0, size: int = 4) -> tuple[Tensor, Tensor]:
@@ -193,6 +194,7 @@ def test_frozen_norms_use_and_keep_their_statistics() -> None:
     frozen = calibrate(net, [(inputs, targets)])
     trained = calibrate(net, [(inputs, targets)], norm="train")
     assert frozen != trained
+    assert net.norm.running_mean is not None
     assert net.norm.num_batches_tracked == 0 and torch.equal(net.norm.running_mean, torch.zeros(8))
 
 
@@ -229,7 +231,8 @@ def test_several_positional_inputs_and_a_loss_of_the_users() -> None:
             self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
 
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
-            return self.head((self.left(left) * self.right(right)).tanh())
+            logits: Tensor = self.head((self.left(left) * self.right(right)).tanh())
+            return logits
 
     def squared(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().sum()
@@ -249,6 +252,7 @@ def test_synthetic_batches_follow_the_seed_and_the_example() -> None:
     example = {"input_ids": torch.tensor([[1, 5, 5, 8]])}
     first, second = (list(synthetic_batches(net, example, 3, seed=0)) for _ in range(2))
     for one, two in zip(first, second, strict=True):
+        assert isinstance(one.inputs, dict) and isinstance(two.inputs, dict)
         assert torch.equal(one.inputs["input_ids"], two.inputs["input_ids"])
         assert sorted(one.inputs["input_ids"].flatten().tolist()) == [1, 5, 5, 8]
         assert one.targets.shape == (1,) and 0 <= one.targets.item() < 3

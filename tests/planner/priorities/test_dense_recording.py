@@ -35,7 +35,8 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.depthwise(self.grouped(F.relu(self.norm(self.plain(images)))))
-        return self.head(F.relu(self.linear(features.mean(dim=(2, 3)))))
+        logits: Tensor = self.head(F.relu(self.linear(features.mean(dim=(2, 3)))))
+        return logits
 
 
 def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
@@ -216,7 +217,8 @@ def test_a_gradient_that_is_not_finite_names_layer_epoch_batch_and_rate() -> Non
             hidden = self.linear(features)
             if images.max() > 100:
                 hidden = InfiniteGradient.apply(hidden)
-            return self.head(F.relu(hidden))
+            logits: Tensor = self.head(F.relu(hidden))
+            return logits
 
     def poisoned(epoch: int) -> list[tuple[Tensor, Tensor]]:
         found = batches(epoch)

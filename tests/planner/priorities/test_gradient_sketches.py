@@ -79,7 +79,7 @@ def test_rows_are_what_one_input_channel_gives_a_gradient(layer: nn.Module, chan
     for channel in range(6):
         inputs = torch.zeros((2, 6) if isinstance(layer, nn.Linear) else (2, 6, 5, 5))
         inputs[:, channel] = 1 + torch.rand_like(inputs[:, channel])
-        weight.grad = None
+        layer.zero_grad()
         layer(inputs).square().sum().backward()
         assert weight.grad is not None
         found = channel_rows(weight.grad, channel_dim, groups)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,7 +31,8 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.conv2(self.relu(self.conv1(x))) + x)
+        outputs: torch.Tensor = self.relu(self.conv2(self.relu(self.conv1(x))) + x)
+        return outputs
 
 
 class Net(nn.Module):
@@ -41,7 +43,8 @@ class Net(nn.Module):
         self.head = nn.Linear(4, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.block(self.stem(x)).mean(dim=(2, 3)))
+        logits: torch.Tensor = self.head(self.block(self.stem(x)).mean(dim=(2, 3)))
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +164,12 @@ def test_missing_matplotlib_says_how_to_get_it(
     plan: Plan, traced: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for draw in (
+    draws: tuple[Callable[[], object], ...] = (
         lambda: plot_plan(plan, tmp_path / "a.png"),
         lambda: draw_graph(traced, tmp_path / "a.png"),
         lambda: check_figure_path(tmp_path / "a.png"),
-    ):
+    )
+    for draw in draws:
         with pytest.raises(TradyError, match=r'pip install "trady\[plot\]"'):
             draw()
     assert list(tmp_path.iterdir()) == []

@@ -31,7 +31,8 @@ class TinyNet(nn.Module):
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean(dim=(2, 3)))
+        logits: torch.Tensor = self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean(dim=(2, 3)))
+        return logits
 
 
 class Pair(nn.Module):
@@ -46,7 +47,8 @@ class Pair(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = torch.tanh(self.stem(x))
-        return self.head(self.left(hidden) * self.right(hidden))
+        logits: torch.Tensor = self.head(self.left(hidden) * self.right(hidden))
+        return logits
 
 
 def plan_of(net: nn.Module, *shape: int, **options: Any) -> Plan:
@@ -184,7 +186,7 @@ def test_report_prints_in_a_pipe_that_knows_ascii_only(tiny_plan: Plan, tmp_path
 
 
 def test_summary_survives_json(tiny_plan: Plan) -> None:
-    summary = summary_json(tiny_plan)
+    summary: dict[str, Any] = summary_json(tiny_plan)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["ledger"]["scopes"]["update"] == summary["used_bytes"] <= 2000
     assert summary["ledger"]["scopes"]["peak"] > summary["ledger"]["scopes"]["update"]

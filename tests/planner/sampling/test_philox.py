@@ -73,6 +73,6 @@ def test_wide_layers_have_room_for_their_channels(in_channels: int) -> None:
 
 def test_integers_stay_below_their_bound() -> None:
     words = np.array([0, 2**31, 2**32 - 1], dtype=np.uint32)
-    assert integers_below(words, np.uint64(10)).tolist() == [0, 5, 9]
+    assert integers_below(words, np.full(3, 10, dtype=np.uint64)).tolist() == [0, 5, 9]
     ends = unit_interval(np.array([0, 2**64 - 1], dtype=np.uint64))
     assert 0 < ends[0] < ends[1] < 1

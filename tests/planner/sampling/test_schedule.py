@@ -19,7 +19,8 @@ from trady.planner.ledger.cost_table import CostTable
 from trady.planner.options import Scope, Strategy
 from trady.planner.plan.plan import Plan
 from trady.planner.sampling.budget_state import BudgetState
-from trady.planner.sampling.schedule import ChannelDraw, draw, draw_epochs, draw_runs
+from trady.planner.sampling.draws import ChannelDraw
+from trady.planner.sampling.schedule import draw, draw_epochs, draw_runs
 from trady.planner.sampling.strategies import STRATEGIES
 
 FILLING = [s for s in Strategy if s not in (Strategy.SOLVER, Strategy.SU)]

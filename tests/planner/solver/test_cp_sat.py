@@ -34,7 +34,7 @@ EXACT = 1e-6
 
 def value_of(table: CostTable, values: list[float], counts: tuple[int, ...], horizon: float) -> float:
     """The value by its definition, as a share of training everything."""
-    total = sum(
+    total: float = sum(
         value * (1 - (1 - count / layer.in_channels) ** horizon)
         for value, count, layer in zip(values, counts, table.layers, strict=True)
     )

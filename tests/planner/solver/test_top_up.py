@@ -63,7 +63,8 @@ def test_the_layer_whose_next_channel_is_worth_most_comes_first() -> None:
 
 def test_a_budget_of_the_peak_is_left_alone() -> None:
     table = cost_table([layer_costs(0, 10, 0)], [InputGroup(inputs=(GroupInput(channel_bytes=8, kept_by=None),))])
-    assert spend_leftovers(BatchedLedger(table), (np.int64(2),), [1.0], Limits(10**6, Scope.PEAK)) == (2,)
+    limits = Limits(10**6, Scope.PEAK)
+    assert spend_leftovers(BatchedLedger(table), (np.int64(2),), [1.0], limits) == (2,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("horizon", [1.0, 16.0])

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +39,15 @@ def priorities(net: nn.Module, pictures: torch.Tensor) -> Priorities:
     return calibrate(net, synthetic_batches(net, pictures, 3), source="synthetic", origin="noise")
 
 
-def studied(net: nn.Module, pictures: torch.Tensor, priorities: Priorities, **options: object) -> Study:
-    settings = {"budgets": BUDGETS, "batch_sizes": (1, 4), "optimizers": ("sgd", "adamw"), "workers": 1, "epochs": 6}
-    return study((net, pictures), priorities=priorities, **(settings | options))  # type: ignore[arg-type]
+def studied(net: nn.Module, pictures: torch.Tensor, priorities: Priorities, **options: Any) -> Study:
+    settings: dict[str, Any] = {
+        "budgets": BUDGETS,
+        "batch_sizes": (1, 4),
+        "optimizers": ("sgd", "adamw"),
+        "workers": 1,
+        "epochs": 6,
+    }
+    return study((net, pictures), priorities=priorities, **(settings | options))
 
 
 @pytest.mark.parametrize("scope", [Scope.UPDATE, Scope.TRAINING, Scope.PEAK])
@@ -54,7 +61,7 @@ def test_every_row_is_the_plan_of_its_setting(
     assert sum(row.status == "optimal" for row in found.rows) >= 2 * len(dtypes)
     for row in found.rows:
         setting = row.setting
-        options = {
+        options: dict[str, Any] = {
             "budget": setting.budget_bytes,
             "scope": scope,
             "batch_size": setting.batch_size,
@@ -85,15 +92,15 @@ def test_an_infeasible_row_says_the_smallest_budget_and_what_helps(net: nn.Modul
     (row,) = found.rows
     assert row.status == "infeasible"
     assert row.needed_bytes is not None
-    options = {"scope": "training", "optimizer": "adamw", "batch_size": 8}
-    plan = make_plan(net, pictures, budget=row.needed_bytes, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"scope": "training", "optimizer": "adamw", "batch_size": 8}
+    plan = make_plan(net, pictures, budget=row.needed_bytes, **options)
     assert plan.chosen
     with pytest.raises(BudgetError):
-        make_plan(net, pictures, budget=row.needed_bytes - 1, **options)  # type: ignore[arg-type]
+        make_plan(net, pictures, budget=row.needed_bytes - 1, **options)
 
 
 def test_every_remedy_helps_and_needs_what_it_says(net: nn.Module, pictures: torch.Tensor) -> None:
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "batch size 1": {"batch_size": 1},
         "batch size 2": {"batch_size": 2},
         "batch size 4": {"batch_size": 4},
@@ -101,7 +108,7 @@ def test_every_remedy_helps_and_needs_what_it_says(net: nn.Module, pictures: tor
         "bfloat16": {"dtype": "bfloat16"},
         "SinkGD": {"optimizer": "sinkgd"},
     }
-    dear = {"scope": "training", "optimizer": "adamw", "batch_size": 8, "norm": "train"}
+    dear: dict[str, Any] = {"scope": "training", "optimizer": "adamw", "batch_size": 8, "norm": "train"}
     least = study((net, pictures), budgets="1B", workers=1, scope="training", norms=("train",), batch_sizes=(8,),
                   optimizers=("adamw",)).rows[0].needed_bytes  # fmt: skip
     assert least is not None
@@ -112,9 +119,9 @@ def test_every_remedy_helps_and_needs_what_it_says(net: nn.Module, pictures: tor
     assert found.rows[0].remedies[0].change == "batch size 4"
     for change, remedy in remedies.items():
         options = dear | changes[change]
-        assert make_plan(net, pictures, budget=remedy.needed_bytes, **options).chosen  # type: ignore[arg-type]
+        assert make_plan(net, pictures, budget=remedy.needed_bytes, **options).chosen
         with pytest.raises(BudgetError):
-            make_plan(net, pictures, budget=remedy.needed_bytes - 1, **options)  # type: ignore[arg-type]
+            make_plan(net, pictures, budget=remedy.needed_bytes - 1, **options)
 
 
 def test_processes_change_nothing(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
@@ -206,14 +213,14 @@ def test_without_budgets_each_column_finds_its_own(net: nn.Module, pictures: tor
 
 @pytest.mark.parametrize("target", [0.2, 0.6, 0.95])
 def test_the_smallest_budget_for_a_target(net: nn.Module, pictures: torch.Tensor, target: float) -> None:
-    options = {"batch_sizes": (4,), "workers": 1, "epochs": 5}
-    (row,) = study((net, pictures), target_coverage=target, **options).rows  # type: ignore[arg-type]
+    options: dict[str, Any] = {"batch_sizes": (4,), "workers": 1, "epochs": 5}
+    (row,) = study((net, pictures), target_coverage=target, **options).rows
     assert row.bought is not None
     assert row.bought.rgn_reached >= target
     budget = row.setting.budget_bytes
-    grid = [found.setting.budget_bytes for found in study((net, pictures), **options).rows]  # type: ignore[arg-type]
+    grid = [found.setting.budget_bytes for found in study((net, pictures), **options).rows]
     smaller = [*(size for size in grid if size < budget), int(budget / 1.02)]
-    for found in study((net, pictures), budgets=smaller, **options).rows:  # type: ignore[arg-type]
+    for found in study((net, pictures), budgets=smaller, **options).rows:
         assert found.bought is None or found.bought.rgn_reached < target
 
 
@@ -232,18 +239,18 @@ def test_a_target_out_of_reach_gives_everything(net: nn.Module, pictures: torch.
         ({"inputs": ("3x8x8",)}, "came with example inputs"),
     ],
 )
-def test_wrong_options(net: nn.Module, pictures: torch.Tensor, options: dict[str, object], message: str) -> None:
+def test_wrong_options(net: nn.Module, pictures: torch.Tensor, options: dict[str, Any], message: str) -> None:
     if "inputs" in options:
-        assert message in study((net, pictures), workers=1, **options).failures[0]  # type: ignore[arg-type]
+        assert message in study((net, pictures), workers=1, **options).failures[0]
         return
     with pytest.raises(StudyError, match=message):
-        study((net, pictures), workers=1, **options)  # type: ignore[arg-type]
+        study((net, pictures), workers=1, **options)
 
 
 def test_what_all_rows_share(net: nn.Module, pictures: torch.Tensor, priorities: Priorities) -> None:
-    options = {"scope": "training", "only": "conv", "train": "norm.*", "memory_format": "channels_last"}
+    options: dict[str, Any] = {"scope": "training", "only": "conv", "train": "norm.*", "memory_format": "channels_last"}
     (row,) = studied(net, pictures, priorities, budgets="60KB", batch_sizes=(2,), optimizers=("sgd",), **options).rows
-    plan = make_plan(net, pictures, budget="60KB", epochs=6, priorities=priorities, **options)  # type: ignore[arg-type]
+    plan = make_plan(net, pictures, budget="60KB", epochs=6, priorities=priorities, **options)
     assert row.bought is not None
     assert [layer.name for layer in row.bought.layers] == ["conv"] == list(plan.chosen)
     assert row.bought.lines == plan.ledger.lines.model_dump()
@@ -254,7 +261,7 @@ def test_what_all_rows_share(net: nn.Module, pictures: torch.Tensor, priorities:
 def test_a_bounded_backward_pass_is_told_as_it_is(
     net: nn.Module, pictures: torch.Tensor, priorities: Priorities
 ) -> None:
-    options = {"budgets": "60KB", "batch_sizes": (2,), "optimizers": ("sgd",), "max_backward_macs": 1}
+    options: dict[str, Any] = {"budgets": "60KB", "batch_sizes": (2,), "optimizers": ("sgd",), "max_backward_macs": 1}
     (row,) = studied(net, pictures, priorities, **options).rows
     assert "--max-backward-macs 1" in row.why
     assert row.status == "failed"

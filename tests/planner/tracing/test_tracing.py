@@ -31,7 +31,8 @@ class Routed(nn.Module):
         self.mix = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(x[x.sum((1, 2)) > 0]).mean(1)
+        mixed: Tensor = self.mix(x[x.sum((1, 2)) > 0])
+        return mixed.mean(1)
 
 
 def test_routing_by_values_is_refused() -> None:
@@ -63,7 +64,8 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x)).mean((2, 3))
-        return self.head(x.flatten() if self.fails else x)
+        logits: Tensor = self.head(x.flatten() if self.fails else x)
+        return logits
 
 
 def state_of(net: nn.Module) -> Any:
@@ -77,6 +79,7 @@ def state_of(net: nn.Module) -> Any:
 def test_model_is_left_as_it_was(fails: bool) -> None:
     net = Watched(fails).eval()
     net.norm.train()
+    assert net.conv.bias is not None
     net.conv.bias.requires_grad_(False)
     tensors, *others = state_of(net)
     try:
