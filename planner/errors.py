@@ -1,6 +1,8 @@
 """Every error a user of Trady can meet.
 
 A message reads: subject - the rule it broke - the value with its unit - what to do next.
+
+Held by ``tests/planner/planning/test_planning.py``.
 """
 
 from collections.abc import Sequence

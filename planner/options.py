@@ -1,4 +1,7 @@
-"""The closed sets of choices a plan is made from; public functions also take their values."""
+"""The closed sets of choices a plan is made from; public functions also take their values.
+
+Held by ``tests/planner/planning/test_planning.py``.
+"""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum

@@ -1,4 +1,7 @@
-"""What everything that is stored is made of, and everything that is asked for."""
+"""What everything that is stored is made of, and everything that is asked for.
+
+Held by ``tests/planner/planning/test_planning.py``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Closed forms of what uniform draws reach, beside which the replay is printed."""
+"""Closed forms of what uniform draws reach, beside which the replay is printed.
+
+Held by ``tests/simulator/test_replay.py``.
+"""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,7 @@
-"""What a chunk of trials costs in one epoch: bytes by line of the ledger, sparsities and multiply-adds."""
+"""What a chunk of trials costs in one epoch: bytes by line of the ledger, sparsities and multiply-adds.
+
+Held by ``tests/simulator/test_replay.py``.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""Replays as text for the terminal: what the end of training has reached, policy beside policy."""
+"""Replays as text for the terminal: what the end of training has reached, policy beside policy.
+
+Held by ``tests/simulator/test_cli.py``.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""What a replay found: per epoch, means with bands and closed forms beside them."""
+"""What a replay found: per epoch, means with bands and closed forms beside them.
+
+Held by ``tests/simulator/test_cli.py``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,7 @@
-"""What a replay is asked for: options of ``simulate`` and of ``trady-simulate``. No torch."""
+"""What a replay is asked for: options of ``simulate`` and of ``trady-simulate``. No torch.
+
+Held by ``tests/simulator/test_replay.py``.
+"""
 
 from typing import Annotated, TypedDict
 

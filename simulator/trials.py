@@ -1,4 +1,7 @@
-"""What a chunk of trials has reached so far, and the gradients it followed."""
+"""What a chunk of trials has reached so far, and the gradients it followed.
+
+Held by ``tests/simulator/test_replay.py``.
+"""
 
 from collections.abc import Sequence
 

@@ -4,6 +4,7 @@ Layers and circles are import-linter's, in ``pyproject.toml``.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +151,13 @@ def test_functions_take_few_arguments(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = [part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)]
             assert len([name for name in given if name not in ("self", "cls")]) <= 8, node.name
+
+
+TESTED = {path.stem.removeprefix("test_") for path in files_of("tests") if path.stem.startswith("test_")}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if not path.stem.startswith("__")], ids=names)
+def test_every_file_has_a_test_or_says_which_holds_it(path: Path) -> None:
+    said = re.findall(r"Held by ``(tests/\S+\.py)``", ast.get_docstring(ast.parse(path.read_text())) or "")
+    assert path.stem in TESTED or said
+    assert all((REPOSITORY / test).is_file() for test in said)

@@ -1,4 +1,7 @@
-"""The engine under the ``Trainer`` of Lightning."""
+"""The engine under the ``Trainer`` of Lightning.
+
+Held by ``tests/integration/test_integrations.py``.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,4 +1,7 @@
-"""The engine under the ``Trainer`` of transformers."""
+"""The engine under the ``Trainer`` of transformers.
+
+Held by ``tests/integration/test_integrations.py``.
+"""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Activations and dropout that keep one bit per element: where the gradient passes."""
+"""Activations and dropout that keep one bit per element: where the gradient passes.
+
+Held by ``tests/engine/ops/test_ops.py``.
+"""
 
 from collections.abc import Callable
 from typing import Any, Final

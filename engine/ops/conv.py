@@ -1,4 +1,7 @@
-"""Convolutions that keep the drawn input channels only, and frozen ones that keep nothing but their weight."""
+"""Convolutions that keep the drawn input channels only, and frozen ones that keep nothing but their weight.
+
+Held by ``tests/engine/ops/test_ops.py``.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple

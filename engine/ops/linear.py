@@ -1,4 +1,7 @@
-"""Matrix products with a weight: linear layers, ``addmm``, GPT-2's Conv1D, packed attention projections."""
+"""Matrix products with a weight: linear layers, ``addmm``, GPT-2's Conv1D, packed attention projections.
+
+Held by ``tests/engine/ops/test_ops.py``.
+"""
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple

@@ -1,4 +1,7 @@
-"""Batch norm with frozen statistics and affine: an elementwise scale that keeps nothing."""
+"""Batch norm with frozen statistics and affine: an elementwise scale that keeps nothing.
+
+Held by ``tests/engine/ops/test_ops.py``.
+"""
 
 from typing import Any, Final, NamedTuple
 

@@ -1,4 +1,7 @@
-"""Pooling: the maximum's position inside its window in one byte, averages keep nothing but shapes."""
+"""Pooling: the maximum's position inside its window in one byte, averages keep nothing but shapes.
+
+Held by ``tests/engine/ops/test_ops.py``.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple

@@ -1,4 +1,7 @@
-"""What every redirected operation needs: who it runs for, and small questions about tensors."""
+"""What every redirected operation needs: who it runs for, and small questions about tensors.
+
+Held by ``tests/engine/ops/test_ops.py``.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias

@@ -1,4 +1,7 @@
-"""Optimizer state of single channels, kept on the CPU while they are not drawn."""
+"""Optimizer state of single channels, kept on the CPU while they are not drawn.
+
+Held by ``tests/engine/optim/test_optimizer_state.py``.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

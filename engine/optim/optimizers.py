@@ -1,4 +1,7 @@
-"""Optimizers by the name a plan gives them."""
+"""Optimizers by the name a plan gives them.
+
+Held by ``tests/engine/trainer/test_recipes.py``.
+"""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,7 @@
-"""What the runtime asks of an engine, which stands above it."""
+"""What the runtime asks of an engine, which stands above it.
+
+Held by ``tests/engine/test_engine.py``.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager

@@ -3,6 +3,8 @@
 ``DistributedDataParallel`` averages the parameters it found when it was made. Around an engine these are its slices
 and what always trains: nothing is left to do while the slices stay, and a draw that made new ones needs a new wrapper.
 Around a model with an engine attached it finds no slices: their gradients are averaged here.
+
+Held by ``tests/integration/test_two_processes.py``.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Batches held against the planned size."""
+"""Batches held against the planned size.
+
+Held by ``tests/engine/test_engine.py``.
+"""
 
 import warnings
 from collections.abc import Mapping

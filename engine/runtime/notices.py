@@ -1,4 +1,7 @@
-"""Warnings of another machine than planned, and of drawn layers that do not train: each is named once."""
+"""Warnings of another machine than planned, and of drawn layers that do not train: each is named once.
+
+Held by ``tests/engine/test_engine.py``.
+"""
 
 import warnings
 from collections.abc import Iterable

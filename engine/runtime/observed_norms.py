@@ -1,4 +1,7 @@
-"""Gradient norms that two of the papers' strategies draw by: seen while training, or taken in a dense pass."""
+"""Gradient norms that two of the papers' strategies draw by: seen while training, or taken in a dense pass.
+
+Held by ``tests/engine/test_engine.py``.
+"""
 
 import time
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,7 @@
-"""Holding a plan against a model: the same tensors, the planned types and layout, what always trains."""
+"""Holding a plan against a model: the same tensors, the planned types and layout, what always trains.
+
+Held by ``tests/engine/test_engine.py``.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

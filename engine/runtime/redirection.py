@@ -2,6 +2,8 @@
 
 The user's model is not rewritten. While the engine's forward runs, a torch-function mode hands every operation that
 has a lean form to it, so that functional calls, in-place activations and weights used several times are covered.
+
+Held by ``tests/engine/ops/test_ops.py``.
 """
 
 import types

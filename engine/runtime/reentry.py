@@ -3,6 +3,8 @@
 Two cases: a region that checkpointing computes again during backward, on whatever thread, and a model the engine is
 attached to, which the user calls directly. Both are met by hooks on all modules, kept outside the model, so that
 nothing of ours is in its pickles and copies; they act on this engine's modules only.
+
+Held by ``tests/engine/runtime/test_checkpointing.py``.
 """
 
 import sys

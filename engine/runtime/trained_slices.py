@@ -1,4 +1,7 @@
-"""The slices that train: compact copies of the drawn input channels, kept equal to the model's weights."""
+"""The slices that train: compact copies of the drawn input channels, kept equal to the model's weights.
+
+Held by ``tests/engine/test_engine.py``.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Pictures seen a little differently each epoch: a random crop and a mirror, each a function of its seed."""
+"""Pictures seen a little differently each epoch: a random crop and a mirror, each a function of its seed.
+
+Held by ``tests/engine/trainer/test_loaders.py``.
+"""
 
 import math
 from typing import Final

@@ -1,4 +1,7 @@
-"""When to draw anew: told by the position alone, so that a resumed run draws as if it had never stopped."""
+"""When to draw anew: told by the position alone, so that a resumed run draws as if it had never stopped.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""What a run has come to."""
+"""What a run has come to.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""One process or several: who this one is, and the few things they must agree on."""
+"""One process or several: who this one is, and the few things they must agree on.
+
+Held by ``tests/integration/test_two_processes.py``.
+"""
 
 import os
 from collections.abc import Iterator

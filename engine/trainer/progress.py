@@ -1,4 +1,7 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line for each epoch in a log."""
+"""What a person sees while a run goes on: a bar on a terminal, a line for each epoch in a log.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

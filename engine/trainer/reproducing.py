@@ -1,4 +1,7 @@
-"""What makes a run come out the same again: seeds, the state of generators, deterministic algorithms."""
+"""What makes a run come out the same again: seeds, the state of generators, deterministic algorithms.
+
+Held by ``tests/engine/trainer/test_checkpoints.py``.
+"""
 
 import os
 import random

@@ -1,4 +1,7 @@
-"""The folder of a run: made once, gone on from as often as needed."""
+"""The folder of a run: made once, gone on from as often as needed.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 from pathlib import Path
 from typing import Final

@@ -1,4 +1,7 @@
-"""The options of a run: what is not said comes from the plan and the paper's recipe; one strict JSON file."""
+"""The options of a run: what is not said comes from the plan and the paper's recipe; one strict JSON file.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal

@@ -1,4 +1,7 @@
-"""What a run tells at its end: scores before and after, time, and the planned ledger beside the measured one."""
+"""What a run tells at its end: scores before and after, time, and the planned ledger beside the measured one.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 import statistics
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""One optimizer step: micro-batches, precision, clipping, several processes."""
+"""One optimizer step: micro-batches, precision, clipping, several processes.
+
+Held by ``tests/engine/trainer/test_training.py``.
+"""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,7 @@
-"""The data of a run: what trains, what is evaluated on, and which is which."""
+"""The data of a run: what trains, what is evaluated on, and which is which.
+
+Held by ``tests/engine/trainer/test_loaders.py``.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

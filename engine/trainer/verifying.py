@@ -1,4 +1,7 @@
-"""Holding a plan against one real step of its model."""
+"""Holding a plan against one real step of its model.
+
+Held by ``tests/engine/test_cli.py``.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""What the commands share: how errors are told, where output may go, how progress is shown."""
+"""What the commands share: how errors are told, where output may go, how progress is shown.
+
+Held by ``tests/planner/cli/test_plan.py``.
+"""
 
 import json
 import sys

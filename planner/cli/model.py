@@ -1,4 +1,7 @@
-"""The model that a command is about: loaded, given its head and its data."""
+"""The model that a command is about: loaded, given its head and its data.
+
+Held by ``tests/planner/cli/test_plan.py``.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

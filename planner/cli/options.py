@@ -1,4 +1,7 @@
-"""Command-line options made from the records that hold them."""
+"""Command-line options made from the records that hold them.
+
+Held by ``tests/planner/cli/test_plan.py``.
+"""
 
 from collections.abc import Callable, Collection
 from enum import StrEnum

@@ -1,4 +1,7 @@
-"""``trady-profile``: results on stdout, progress and notes on stderr."""
+"""``trady-profile``: results on stdout, progress and notes on stderr.
+
+Held by ``tests/planner/cli/test_plan.py``.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

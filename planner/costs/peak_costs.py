@@ -1,4 +1,7 @@
-"""What the peak adds to a cost table: when memory is released, gradients on their way, workspaces."""
+"""What the peak adds to a cost table: when memory is released, gradients on their way, workspaces.
+
+Held by ``tests/integration/test_peak.py``.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod

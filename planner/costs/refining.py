@@ -1,4 +1,7 @@
-"""A cost table whose peak is measured where it matters: kernels are run only for moments that may be the worst."""
+"""A cost table whose peak is measured where it matters: kernels are run only for moments that may be the worst.
+
+Held by ``tests/integration/test_peak.py``.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeVar

@@ -1,4 +1,7 @@
-"""When a traced step releases its memory, and what its kernels work in: what a cost table needs for the peak."""
+"""When a traced step releases its memory, and what its kernels work in: what a cost table needs for the peak.
+
+Held by ``tests/integration/test_peak.py``.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

@@ -2,6 +2,8 @@
 
 Kernels allocate beside their results: oneDNN reorders contiguous pictures into blocked layouts, rolls copy once per
 dimension, attention has buffers for each thread. Nothing but the allocator knows how much.
+
+Held by ``tests/integration/test_peak.py``.
 """
 
 import itertools

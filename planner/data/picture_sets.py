@@ -1,4 +1,7 @@
-"""Labelled pictures on disk: folders of class folders, and .npz archives."""
+"""Labelled pictures on disk: folders of class folders, and .npz archives.
+
+Held by ``tests/planner/data/test_opening.py``.
+"""
 
 import os
 import zipfile

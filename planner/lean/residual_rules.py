@@ -3,6 +3,8 @@
 Autograd keeps whole tensors where a bit, a byte or nothing would do, and keeps the input of a frozen
 convolution that no gradient reads. Operations with a lean form are listed here; every other one keeps
 what autograd saves for the operands that need a gradient.
+
+Held by ``tests/engine/ops/test_ops.py``.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The whole ledger of a cost table, for one run or many at once. No torch."""
+"""The whole ledger of a cost table, for one run or many at once. No torch.
+
+Held by ``tests/planner/costs/test_table_builder.py``.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property

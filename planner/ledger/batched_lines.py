@@ -1,4 +1,7 @@
-"""The ledger's lines of many runs at once, the workspace left out: a cost table as matrices. No torch."""
+"""The ledger's lines of many runs at once, the workspace left out: a cost table as matrices. No torch.
+
+Held by ``tests/planner/costs/test_table_builder.py``.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property

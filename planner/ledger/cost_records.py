@@ -1,4 +1,7 @@
-"""What a cost table is made of: layers, input groups, kept memory, operations. No torch."""
+"""What a cost table is made of: layers, input groups, kept memory, operations. No torch.
+
+Held by ``tests/planner/costs/test_table_builder.py``.
+"""
 
 from collections.abc import Sequence
 from enum import StrEnum

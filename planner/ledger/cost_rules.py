@@ -1,4 +1,7 @@
-"""What training one input channel costs, by kind of layer: pure arithmetic."""
+"""What training one input channel costs, by kind of layer: pure arithmetic.
+
+Held by ``tests/planner/costs/test_table_builder.py``.
+"""
 
 import math
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 A cost table says what each channel costs and what each operation keeps, and for which layers. From it and the
 number of channels drawn per layer follow all lines of the ledger, to the byte.
+
+Held by ``tests/planner/costs/test_table_builder.py``.
 """
 
 from functools import cached_property

@@ -1,4 +1,7 @@
-"""The ledger: its lines, and the scopes they add up to. Bytes, no torch."""
+"""The ledger: its lines, and the scopes they add up to. Bytes, no torch.
+
+Held by ``tests/planner/costs/test_table_builder.py``.
+"""
 
 from typing import TYPE_CHECKING, Final
 

@@ -3,6 +3,8 @@
 A moment is one operation forward, its recording for backward, its backward, the gradient of a drawn slice, or the
 optimizer's step. What lives then is a fixed amount, what is kept because something upstream trains, and so much for
 each drawn channel.
+
+Held by ``tests/planner/ledger/test_peak.py``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

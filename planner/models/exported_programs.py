@@ -4,6 +4,8 @@
 as Python, imports what its tree specs name, resolves operators by attribute (``torch.os.system`` resolves too) and
 writes argument names into generated source. So the archive is read first, and whatever is not plain tensors, known
 operators and plain names needs trust.
+
+Held by ``tests/planner/models/test_loading.py``.
 """
 
 import io

@@ -1,4 +1,7 @@
-"""What builders of models take and give, how their failures are told, and functions of the user's own."""
+"""What builders of models take and give, how their failures are told, and functions of the user's own.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 import difflib
 import importlib

@@ -1,4 +1,7 @@
-"""Ask the network for weights without hanging where there is none."""
+"""Ask the network for weights without hanging where there is none.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 import importlib
 import socket

@@ -1,4 +1,7 @@
-"""How a model runs a step: training mode, norms as asked, and everything put back afterwards."""
+"""How a model runs a step: training mode, norms as asked, and everything put back afterwards.
+
+Held by ``tests/planner/priorities/test_calibration.py``.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,7 @@
-"""Weights without a module: find them in a file, name the architecture they fit, put them in."""
+"""Weights without a module: find them in a file, name the architecture they fit, put them in.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 import hashlib
 import math

@@ -1,4 +1,7 @@
-"""How one training step is run: the same for tracing, planning and the command line. No torch."""
+"""How one training step is run: the same for tracing, planning and the command line. No torch.
+
+Held by ``tests/planner/planning/test_planning.py``.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict

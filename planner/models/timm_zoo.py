@@ -1,4 +1,7 @@
-"""Models of timm by name."""
+"""Models of timm by name.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""Models of torchvision by name."""
+"""Models of torchvision by name.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 import inspect
 from collections.abc import Callable

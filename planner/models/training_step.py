@@ -1,4 +1,7 @@
-"""One training step: inputs, outputs, targets and the loss, for every kind of model we accept."""
+"""One training step: inputs, outputs, targets and the loss, for every kind of model we accept.
+
+Held by ``tests/integration/test_saved_bytes.py``.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

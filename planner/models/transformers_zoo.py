@@ -1,4 +1,7 @@
-"""Models of transformers by name."""
+"""Models of transformers by name.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 import importlib
 import json

@@ -1,4 +1,7 @@
-"""Models by name, whichever library has them."""
+"""Models by name, whichever library has them.
+
+Held by ``tests/planner/models/test_loading.py``.
+"""
 
 from trady.planner.errors import LoadingError
 from trady.planner.models.factories import BuildOptions, Built, build_from_function

@@ -1,4 +1,7 @@
-"""What may be chosen, and within what: the options of ``make_plan`` and of the commands that choose."""
+"""What may be chosen, and within what: the options of ``make_plan`` and of the commands that choose.
+
+Held by ``tests/planner/planning/test_planning.py``.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Self

@@ -1,4 +1,7 @@
-"""Which model, and on which data: options of every command that loads one. No torch."""
+"""Which model, and on which data: options of every command that loads one. No torch.
+
+Held by ``tests/planner/planning/test_preparation.py``.
+"""
 
 from pathlib import Path
 from typing import Annotated, Final

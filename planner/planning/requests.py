@@ -1,4 +1,7 @@
-"""What a choice takes at the least: the cheapest layer, the smallest budget. No torch."""
+"""What a choice takes at the least: the cheapest layer, the smallest budget. No torch.
+
+Held by ``tests/planner/planning/test_planning.py``.
+"""
 
 from collections.abc import Sequence
 from typing import Final, NoReturn

@@ -1,4 +1,7 @@
-"""Choosing what to train: which layers are candidates, and how many channels each strategy gives them."""
+"""Choosing what to train: which layers are candidates, and how many channels each strategy gives them.
+
+Held by ``tests/planner/planning/test_planning.py``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Priorities where there is no data: of synthetic inputs, or uniform where nothing can be measured."""
+"""Priorities where there is no data: of synthetic inputs, or uniform where nothing can be measured.
+
+Held by ``tests/planner/planning/test_preparation.py``.
+"""
 
 from typing import Final
 

@@ -1,4 +1,7 @@
-"""The graph of modules that the data passes through, and where to draw each of them. No torch, no matplotlib."""
+"""The graph of modules that the data passes through, and where to draw each of them. No torch, no matplotlib.
+
+Held by ``tests/planner/reports/test_plan_figures.py``.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,7 @@
-"""A plan as one HTML page: what trains, what it costs, what it saves. No torch."""
+"""A plan as one HTML page: what trains, what it costs, what it saves. No torch.
+
+Held by ``tests/planner/reports/test_plan_page_in_browser.py``.
+"""
 
 from dataclasses import asdict
 from pathlib import Path

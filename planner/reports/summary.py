@@ -1,4 +1,7 @@
-"""What follows from a plan: each layer's bytes and share, and the sparsities; no torch."""
+"""What follows from a plan: each layer's bytes and share, and the sparsities; no torch.
+
+Held by ``tests/planner/reports/test_text_report.py``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,7 @@
-"""Parts that reports share: tables, headings, counts and shares as text."""
+"""Parts that reports share: tables, headings, counts and shares as text.
+
+Held by ``tests/planner/reports/test_text_report.py``.
+"""
 
 from collections.abc import Mapping
 from typing import Final, Literal

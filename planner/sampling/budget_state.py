@@ -1,4 +1,7 @@
-"""Budgets spent on channels, as many at once as fit together, in the ledger's bytes and in many runs at once."""
+"""Budgets spent on channels, as many at once as fit together, in the ledger's bytes and in many runs at once.
+
+Held by ``tests/planner/sampling/test_schedule.py``.
+"""
 
 from functools import cached_property
 

@@ -1,4 +1,7 @@
-"""Channels that train during an epoch, in one run or in many."""
+"""Channels that train during an epoch, in one run or in many.
+
+Held by ``tests/planner/sampling/test_schedule.py``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

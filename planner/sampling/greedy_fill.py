@@ -2,6 +2,8 @@
 
 As many of the next channels as fit together are taken at once. The layer of the first that does not fit is closed:
 for the epoch where prices are fixed, else until another layer's opening may have made it cheaper.
+
+Held by ``tests/planner/sampling/test_schedule.py``.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Reading a plan, and seeing that its figures are those of its draws."""
+"""Reading a plan, and seeing that its figures are those of its draws.
+
+Held by ``tests/planner/plan/test_plan.py``.
+"""
 
 from pathlib import Path
 

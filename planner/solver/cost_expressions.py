@@ -1,4 +1,7 @@
-"""What choices cost, as expressions of CP-SAT: bytes of a scope, of each moment, and work of the backward pass."""
+"""What choices cost, as expressions of CP-SAT: bytes of a scope, of each moment, and work of the backward pass.
+
+Held by ``tests/planner/solver/test_cp_sat.py``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""How far back a choice of layers makes the backward pass go, and how far it must. No torch, no ortools."""
+"""How far back a choice of layers makes the backward pass go, and how far it must. No torch, no ortools.
+
+Held by ``tests/planner/solver/test_cp_sat.py``.
+"""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""What the solver is asked and what it answers: limits, channel counts, how the search ended. No ortools."""
+"""What the solver is asked and what it answers: limits, channel counts, how the search ended. No ortools.
+
+Held by ``tests/planner/solver/test_cp_sat.py``.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum

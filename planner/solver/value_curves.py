@@ -1,4 +1,7 @@
-"""What the channels of a layer are worth to the solver: a concave curve in whole pieces. No torch, no ortools."""
+"""What the channels of a layer are worth to the solver: a concave curve in whole pieces. No torch, no ortools.
+
+Held by ``tests/planner/solver/test_cp_sat.py``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""One column of a study: everything but the budget, as a cost table; and the rows that budgets make of it. No torch."""
+"""One column of a study: everything but the budget, as a cost table; and the rows that budgets make of it. No torch.
+
+Held by ``tests/planner/studies/test_runs.py``.
+"""
 
 import math
 from collections.abc import Iterator, Sequence

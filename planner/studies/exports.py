@@ -1,4 +1,7 @@
-"""The files beside a study's rows: Parquet, the page, figures; each as far as what it needs is installed."""
+"""The files beside a study's rows: Parquet, the page, figures; each as far as what it needs is installed.
+
+Held by ``tests/planner/studies/test_runs.py``.
+"""
 
 import io
 import json

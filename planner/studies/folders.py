@@ -1,4 +1,7 @@
-"""The folder of a study: rows stream to disk as they are found, so that an interrupted study goes on where it was."""
+"""The folder of a study: rows stream to disk as they are found, so that an interrupted study goes on where it was.
+
+Held by ``tests/planner/studies/test_runs.py``.
+"""
 
 import csv
 import io

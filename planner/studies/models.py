@@ -1,4 +1,7 @@
-"""From a model to the columns of a study: one trace for each input size, norm mode and element type."""
+"""From a model to the columns of a study: one trace for each input size, norm mode and element type.
+
+Held by ``tests/planner/studies/test_runs.py``.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

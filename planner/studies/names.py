@@ -1,4 +1,7 @@
-"""What rows of a study are called: by what varies among them. No torch."""
+"""What rows of a study are called: by what varies among them. No torch.
+
+Held by ``tests/planner/studies/test_answers.py``.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Final

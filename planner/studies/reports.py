@@ -1,4 +1,7 @@
-"""A study in words and a table, for the terminal: what the budgets buy, where it bends, what does not fit."""
+"""A study in words and a table, for the terminal: what the budgets buy, where it bends, what does not fit.
+
+Held by ``tests/planner/studies/test_answers.py``.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""One row of a study: a setting, and what it buys. No torch."""
+"""One row of a study: a setting, and what it buys. No torch.
+
+Held by ``tests/planner/studies/test_answers.py``.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias

@@ -1,4 +1,7 @@
-"""What a study is made of: its models, and what all its rows share. No torch."""
+"""What a study is made of: its models, and what all its rows share. No torch.
+
+Held by ``tests/planner/studies/test_runs.py``.
+"""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """A recorded step at any batch size, from the recordings at two of them.
 
 Element counts are affine in the batch size (from batch 2 on: at batch 1 some copies become views).
+
+Held by ``tests/integration/test_saved_bytes.py``.
 """
 
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""Operations as they were called, without the tensors, so that they can be repeated on others."""
+"""Operations as they were called, without the tensors, so that they can be repeated on others.
+
+Held by ``tests/planner/tracing/test_tracing.py``.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

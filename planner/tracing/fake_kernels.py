@@ -1,4 +1,7 @@
-"""Fake kernels where PyTorch's own are slow, or say another element type than the real ones."""
+"""Fake kernels where PyTorch's own are slow, or say another element type than the real ones.
+
+Held by ``tests/planner/tracing/test_tracing.py``.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final

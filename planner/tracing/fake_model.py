@@ -1,6 +1,8 @@
 """One training step on fake tensors: PyTorch's own word on what it keeps, not a model of it.
 
 Nothing is computed and no activation memory is used; weights may lie on the ``meta`` device.
+
+Held by ``tests/planner/tracing/test_tracing.py``.
 """
 
 import copy

@@ -5,6 +5,8 @@ a second one for the same place is added to it, in place where nobody else holds
 
 Source:
     ``torch/csrc/autograd/engine.cpp`` (``evaluate_function``) and ``input_buffer.cpp`` (``accumulate``).
+
+Held by ``tests/integration/test_peak.py``.
 """
 
 from collections.abc import Mapping, Sequence

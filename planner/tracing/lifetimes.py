@@ -2,6 +2,8 @@
 
 The step runs once more on fake tensors, forward and backward, while autograd is kept from holding what it saves:
 storages then die when Python lets go of them, as they do where nothing is recorded.
+
+Held by ``tests/integration/test_peak.py``.
 """
 
 from collections.abc import Callable, Mapping, Sequence

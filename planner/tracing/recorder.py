@@ -1,4 +1,7 @@
-"""Recording a forward pass below autograd: operations, storages, and what autograd packs meanwhile."""
+"""Recording a forward pass below autograd: operations, storages, and what autograd packs meanwhile.
+
+Held by ``tests/integration/test_saved_bytes.py``.
+"""
 
 import weakref
 from collections import defaultdict

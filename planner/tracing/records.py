@@ -1,4 +1,7 @@
-"""What a recorded training step is made of: storages, tensors, operations. Plain data, no torch."""
+"""What a recorded training step is made of: storages, tensors, operations. Plain data, no torch.
+
+Held by ``tests/planner/tracing/test_tracing.py``.
+"""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""What a lean training step keeps for backward, storage by storage, and what makes it be kept."""
+"""What a lean training step keeps for backward, storage by storage, and what makes it be kept.
+
+Held by ``tests/integration/test_saved_bytes.py``.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,7 @@
-"""Which operand's gradient needs which saved tensor, asked of autograd itself."""
+"""Which operand's gradient needs which saved tensor, asked of autograd itself.
+
+Held by ``tests/integration/test_saved_bytes.py``.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""The plan's own counts in every epoch: the solver's."""
+"""The plan's own counts in every epoch: the solver's.
+
+Held by ``tests/planner/sampling/test_draw_contract.py``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final

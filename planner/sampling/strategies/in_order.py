@@ -1,4 +1,7 @@
-"""Draws that take channels in an order: each layer draws for itself, so input groups store unions."""
+"""Draws that take channels in an order: each layer draws for itself, so input groups store unions.
+
+Held by ``tests/planner/sampling/test_draw_contract.py``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property

@@ -1,4 +1,7 @@
-"""The channels of the largest RGN: deterministic."""
+"""The channels of the largest RGN: deterministic.
+
+Held by ``tests/planner/sampling/test_draw_contract.py``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 

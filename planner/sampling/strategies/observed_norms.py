@@ -1,4 +1,7 @@
-"""Channels at random in proportion to their last observed norms."""
+"""Channels at random in proportion to their last observed norms.
+
+Held by ``tests/planner/sampling/test_draw_contract.py``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final

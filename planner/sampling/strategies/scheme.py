@@ -1,4 +1,7 @@
-"""The channels that a static scheme names: MIT's Sparse Update."""
+"""The channels that a static scheme names: MIT's Sparse Update.
+
+Held by ``tests/planner/sampling/test_draw_contract.py``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 

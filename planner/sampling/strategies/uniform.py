@@ -1,4 +1,7 @@
-"""The budget filled anew with random channels: the papers' own rule."""
+"""The budget filled anew with random channels: the papers' own rule.
+
+Held by ``tests/planner/sampling/test_draw_contract.py``.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
