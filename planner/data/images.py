@@ -1,6 +1,5 @@
 """Pictures to normalised tensors, from files, from packed JPEG bytes and from arrays of pixels."""
 
-import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,9 +72,11 @@ def require_pillow() -> ModuleType:
         DataError: Pillow is not installed.
     """
     try:
-        return importlib.import_module("PIL.Image")
+        from PIL import Image
     except ImportError as error:
         raise DataError('Pictures are read with Pillow, which is not installed. pip install "trady[vision]"') from error
+    module: ModuleType = Image
+    return module
 
 
 def picture_tensor(image: "Image", picture: PictureFormat) -> Tensor:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console, RenderableType
@@ -157,6 +158,33 @@ def test_report_names_what_is_not_counted(tiny_plan: Plan) -> None:
     assert all(name in text for name in unaccounted)
     assert "5 parameters. a, b, c and 2 more: is stacked [x]." in text
     assert "Mind [me]." in text and "Every operation" not in text
+
+
+def test_what_depth_costs_is_said_and_saved() -> None:
+    """A stem drawn for a little value makes the backward pass go all the way through the network."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+    best, lean = (plan_of(net, 2, 3, 16, 16, budget="48KB", tolerance=share) for share in (0.0, 0.2))
+    macs = [int(BatchedLedger(plan.table).backward_macs(np.array([plan.counts]))[0]) for plan in (best, lean)]
+    towards = [
+        amount - int(BatchedLedger(plan.table).weight_grad_macs(np.array([plan.counts]))[0])
+        for amount, plan in zip(macs, (best, lean), strict=True)
+    ]
+    assert (best.solver.given_up, best.solver.backward_saved) == (0, 0) and "Gave up" not in text_of(plan_report(best))
+    assert towards[1] < towards[0] and min(lean.chosen) > min(best.chosen)
+    assert 0 < lean.solver.given_up <= 0.2
+    assert lean.solver.backward_saved == pytest.approx(1 - macs[1] / macs[0], abs=0.05)
+    assert "less work in the backward pass (--tolerance 0 keeps it)" in " ".join(text_of(plan_report(lean)).split())
 
 
 def test_long_lists_of_layers_are_cut_and_say_so() -> None:

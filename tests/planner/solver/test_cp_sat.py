@@ -164,3 +164,35 @@ def test_equal_values_go_to_the_shallower_layer() -> None:
     )
     one_layer = scope_bytes(table, (4, 0), Scope.UPDATE)
     assert solve(BatchedLedger(table), [1.0, 1.0], Limits(one_layer, Scope.UPDATE, horizon=1.0)).counts == (0, 4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.sampled_from([0.01, 0.1, 0.5]))
+def test_depth_is_the_least_within_the_tolerance(
+    problem: tuple[CostTable, list[float], Limits], tolerance: float
+) -> None:
+    """Multiply-adds towards earlier layers first, then residual bytes: held against every choice there is."""
+    table, values, limits = problem
+    limits = replace(limits, tolerance=tolerance)
+    ledger = BatchedLedger(table)
+    selection = solve(ledger, values, limits)
+    worth = {
+        counts: value_of(table, values, counts, limits.horizon)
+        for counts in all_counts(table)
+        if any(counts) and allowed(table, counts, limits)
+    }
+    if not worth:
+        return
+
+    def depth(counts: tuple[int, ...]) -> tuple[int, int]:
+        run = ledger.one_run(counts)
+        towards = int((ledger.backward_macs(run) - ledger.weight_grad_macs(run))[0])
+        return towards, ledger.of(counts).lines.residuals
+
+    best = max(worth.values())
+    assert selection.counts in worth, "the selection breaks a limit"
+    assert worth[selection.counts] >= best * (1 - tolerance - PROOF_GAP - EXACT)
+    assert depth(selection.counts) <= min(depth(counts) for counts in worth if worth[counts] >= best * (1 - tolerance))
+    if selection.counts != selection.best_counts:
+        assert depth(selection.counts) < depth(selection.best_counts)
+    assert selection.given_up <= tolerance + PROOF_GAP
