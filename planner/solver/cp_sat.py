@@ -208,8 +208,9 @@ class Program(CostExpressions):
         if self._depth(counts) > levels[low]:
             leaner = self._leanest_counts(counts, floor)
             if self._depth(leaner) < self._depth(counts):
-                return self._richest(leaner, self._depths.closed(active_bits(leaner)))
-        return counts
+                counts = self._richest(leaner, self._depths.closed(active_bits(leaner)))
+        # Where branches add up, fewer levels need not be less depth.
+        return min(best.counts, counts, key=lambda counts: (self._depth(counts), -self._units_of(counts)))
 
     def _level(self, counts: Sequence[int]) -> int:
         deepest = max(self._depths.of_layers[index] for index, count in enumerate(counts) if count)
