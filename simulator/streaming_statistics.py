@@ -68,7 +68,10 @@ class Gathered:
 
 def band(samples: Values) -> tuple[Values, Values]:
     """5 and 95 % quantiles over trials, ``[epochs]`` each; ``NaN`` where a trial has no value is left out."""
+    if not np.isnan(samples).any():  # all epochs in one call: one for each takes a tenth of a replay
+        low, high = np.quantile(samples, _QUANTILES, axis=0)
+        return low, high
     columns = [column[~np.isnan(column)] for column in samples.T]
-    found = [np.quantile(column, _QUANTILES) if len(column) else (np.nan, np.nan) for column in columns]
-    low, high = np.array(found).T
+    bounds = [np.quantile(column, _QUANTILES) if len(column) else (np.nan, np.nan) for column in columns]
+    low, high = np.array(bounds).T
     return low, high
