@@ -113,7 +113,8 @@ class Follower:
         self.path = GradientPath(gradients, self._places)
         self._rows = np.arange(trials)[:, None] * self._places.size
         self._state = np.zeros((trials, self._places.size), dtype=np.int32)
-        numbers = 0 if gradients.constant else len(gradients.vectors(0)[0])
+        self.path.go_to(0)
+        numbers = 0 if gradients.constant else len(self.path.vectors)
         self._drawn_sum = np.zeros((numbers, trials, self._places.size), dtype=np.float32)
         self._totals = {name: np.zeros(trials) for name in ("first", "first_rgn", "aligned", "grown")}
 

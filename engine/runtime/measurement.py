@@ -30,6 +30,7 @@ from trady.planner.models import (
     own_loss,
     step_loss,
     synthetic_targets,
+    torch_dtype,
 )
 from trady.planner.options import DType, Scope
 from trady.planner.plan import Plan
@@ -355,7 +356,7 @@ def _made_up(engine: PlannedModel, inputs: Inputs, loss: LossFunction | None) ->
 
 def autocast(device: torch.device, amp: DType | None) -> AbstractContextManager[object]:
     """Mixed precision for forward and loss, or nothing."""
-    return nullcontext() if amp is None else torch.autocast(device.type, dtype=getattr(torch, amp.value))
+    return nullcontext() if amp is None else torch.autocast(device.type, dtype=torch_dtype(amp))
 
 
 @contextmanager

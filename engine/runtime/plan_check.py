@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trady.planner.errors import EngineError
-from trady.planner.models import tensor_lines
+from trady.planner.models import tensor_lines, torch_dtype
 from trady.planner.options import DType, MemoryFormat
 from trady.planner.plan import Plan
 
@@ -32,7 +32,7 @@ def prepare_model(model: nn.Module, plan: Plan) -> None:
         )
     _check_tensors(model, plan)
     if plan.settings.dtype is not None:
-        model.to(getattr(torch, plan.settings.dtype.value))
+        model.to(torch_dtype(plan.settings.dtype))
     if plan.settings.memory_format is MemoryFormat.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
 

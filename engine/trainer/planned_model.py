@@ -22,6 +22,7 @@ from trady.planner.models import (
     load_factory,
     load_model,
     map_tensors,
+    torch_dtype,
 )
 from trady.planner.options import DType, MemoryFormat
 from trady.planner.plan import Plan, TensorSpec
@@ -201,9 +202,6 @@ def _shapes(inputs: Inputs) -> object:
 
 
 def _torch_dtype(dtype: DType | None) -> torch.dtype | None:
-    if dtype is None:
-        return None
     if dtype is DType.INT8:
         raise EngineError("The plan is an int8 accounting, which PyTorch cannot train. Plan without --dtype int8.")
-    found: torch.dtype = getattr(torch, dtype.value)
-    return found
+    return torch_dtype(dtype)

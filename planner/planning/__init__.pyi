@@ -1,4 +1,5 @@
 from .batch_search import plan_largest_batch as plan_largest_batch
+from .choice_options import BoundKeywords as BoundKeywords
 from .choice_options import ChoiceOptions as ChoiceOptions
 from .choice_options import Patterns as Patterns
 from .machines import machine_difference as machine_difference

@@ -3,8 +3,8 @@
 Held by ``tests/planner/planning/test_planning.py``.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Self, TypedDict
 
 from pydantic import BeforeValidator, Field
 
@@ -25,6 +25,21 @@ from trady.planner.units import parse_bytes
 
 Draws = Annotated[float, Field(gt=0)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(read_patterns)]
+
+
+class BoundKeywords(TypedDict, total=False):
+    """What bounds a choice, whatever the budget and the strategy, as a user gives it."""
+
+    scope: Scope | str
+    epochs: int
+    only: str | Sequence[str]
+    exclude: str | Sequence[str]
+    max_depth: int | None
+    max_backward_macs: int | None
+    min_channels: int
+    horizon: float | None
+    tolerance: float
+    train_bias: bool
 
 
 class ChoiceOptions(Record):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Required, TypedDict, Unpack, cast
+from typing import Final, Required, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,12 @@ from trady.planner.options import (
     DType,
     Inclusion,
     OptimizerKind,
-    Scope,
     Strategy,
     check_keywords,
     choose,
 )
 from trady.planner.plan import HeadRecord, ModelRecord, PictureRecord, Plan, PriorityRecord, Settings, TensorSpec
-from trady.planner.planning.choice_options import ChoiceOptions
+from trady.planner.planning.choice_options import BoundKeywords, ChoiceOptions
 from trady.planner.planning.machines import this_machine
 from trady.planner.planning.replanning import with_first_draw
 from trady.planner.planning.selection import (
@@ -73,22 +72,12 @@ class ModelSource:
     pictures: PictureRecord | None = None
 
 
-class ChoiceKeywords(TypedDict, total=False):
+class ChoiceKeywords(BoundKeywords, total=False):
     """What may be chosen: :class:`ChoiceOptions` as a user gives them."""
 
     budget: Required[int | str]
-    scope: Scope | str
     optimizer: OptimizerKind | str
-    epochs: int
     strategy: Strategy | str
-    only: str | Sequence[str]
-    exclude: str | Sequence[str]
-    max_depth: int | None
-    max_backward_macs: int | None
-    min_channels: int
-    horizon: float | None
-    tolerance: float
-    train_bias: bool
     inclusion: Inclusion | str
     scheme: Mapping[str, float] | str | None
 

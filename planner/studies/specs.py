@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from trady.planner.options import DType, MemoryFormat, Scope
-from trady.planner.planning import ChoiceOptions, Patterns
+from trady.planner.planning import BoundKeywords, ChoiceOptions, Patterns
 from trady.planner.priorities import Priorities
 from trady.planner.records import Record, one_of
 from trady.planner.solver import DEFAULT_TOLERANCE
@@ -67,20 +67,10 @@ class Common(Record):
         return ChoiceOptions.read(dict(self) | of_setting)
 
 
-class CommonKeywords(TypedDict, total=False):
+class CommonKeywords(BoundKeywords, total=False):
     """:class:`Common` as a user gives them."""
 
-    scope: Scope | str
-    epochs: int
-    only: str | Sequence[str]
-    exclude: str | Sequence[str]
-    max_depth: int | None
-    max_backward_macs: int | None
-    min_channels: int
-    horizon: float | None
-    tolerance: float
     train: str | Sequence[str]
-    train_bias: bool
     head: str
     amp: DType | str | None
     device: str
